@@ -1,0 +1,306 @@
+"""Heads: where rows of logits come from.
+
+Legend: N rows, C classes, D features, n rows of one block.
+
+A head answers one question, a tile of logits, and carries a tile of gradients back to the tensors it was made of.
+It knows nothing of targets or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from likely._checks import as_tensor, require
+
+ALL = slice(None)
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Head:
+    """What every head has: its size, its dtype, the tensors it was made of, a tile of logits and the way back."""
+
+    @property
+    def rows(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors that a gradient may go to."""
+        raise NotImplementedError
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
+        """The same head made of other tensors (detached ones, say)."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        first = self.tensors[0]
+        assert first is not None
+        return first.dtype
+
+    @property
+    def device(self) -> torch.device:
+        first = self.tensors[0]
+        assert first is not None
+        return first.device
+
+    @property
+    def acc(self) -> torch.dtype:
+        """The dtype in which logits are normalised and losses are summed: float32 for half precision."""
+        return torch.float32 if self.dtype in _HALF else self.dtype
+
+    def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
+        """A tile of logits, (n, C) in `acc`; written into `out` where given, which then must not need a gradient."""
+        raise NotImplementedError
+
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+        """Carry the tile `g = ∂loss/∂z` back and add it to `grads`, one buffer (or None) for each of `tensors`.
+
+        `z` is the tile that `logits` gave for these rows.  `g` may be overwritten.
+        """
+        raise NotImplementedError
+
+    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+        """Empty buffers for `pull_back`: sums over rows in `acc`, per-row gradients in the tensor's own dtype."""
+        raise NotImplementedError
+
+    def detached(self) -> Head:
+        return self.with_tensors([None if t is None else t.detach() for t in self.tensors])
+
+    def autocast(self) -> Head:
+        """The head as `torch.autocast` would have its products: in the autocast dtype, where it is on."""
+        return self
+
+
+def _floating(value: Any, name: str) -> Tensor:
+    tensor = as_tensor(value, name)
+    require(
+        tensor.dtype.is_floating_point,
+        f"{name}: has dtype {tensor.dtype}; logits and weights are floating point numbers",
+        TypeError,
+    )
+    return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Logits(Head):
+    """Rows of logits that exist already.
+
+    Parameters
+    ----------
+    z : Tensor of shape (N, C)
+        The logits.  A logit of −inf makes its class impossible.
+
+    Examples
+    --------
+    >>> import torch, likely
+    >>> head = likely.Logits(torch.zeros(2, 4))
+    >>> likely.nll(head, likely.labels([1, 3], 4)).cross_entropy
+    tensor([1.3863, 1.3863])
+    """
+
+    z: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "z", _floating(self.z, "z"))
+        require(self.z.dim() == 2, f"z: has shape {tuple(self.z.shape)}; logits are (rows, classes)")
+
+    @property
+    def rows(self) -> int:
+        return self.z.shape[0]
+
+    @property
+    def classes(self) -> int:
+        return self.z.shape[1]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return (self.z,)
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
+        return replace(self, z=tensors[0])
+
+    def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
+        z = self.z[rows]
+        return z.to(self.acc) if out is None else out.copy_(z)
+
+    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+        return [torch.empty_like(self.z) if needed[0] else None]
+
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+        if grads[0] is not None:
+            grads[0][rows] = g_nC
+
+
+@dataclass(frozen=True, eq=False)
+class Binary(Head):
+    """One logit per row: the log odds of class 1, standing for the logits (0, z) of two classes.
+
+    Parameters
+    ----------
+    z : Tensor of any shape
+        Every element is a row.
+
+    Examples
+    --------
+    >>> import torch, likely
+    >>> head = likely.Binary(torch.tensor([0.0, 1e30, -1e30]))
+    >>> likely.nll(head, likely.labels([1, 1, 1], 2)).cross_entropy
+    tensor([6.9315e-01, 0.0000e+00, 1.0000e+30])
+    """
+
+    z: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "z", _floating(self.z, "z").reshape(-1))
+
+    @property
+    def rows(self) -> int:
+        return self.z.shape[0]
+
+    @property
+    def classes(self) -> int:
+        return 2
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return (self.z,)
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
+        return replace(self, z=tensors[0])
+
+    def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
+        z = self.z[rows].to(self.acc)
+        if out is None:
+            return torch.stack([torch.zeros_like(z), z], dim=-1)
+        out[:, 0] = 0
+        out[:, 1] = z
+        return out
+
+    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+        return [torch.empty_like(self.z) if needed[0] else None]
+
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+        if grads[0] is not None:
+            grads[0][rows] = g_nC[:, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Head):
+    """The last layer of a classifier, `z = x Wᵀ + b`, whose N × C logits need never exist at once.
+
+    With `softcap=c` the logits are `c · tanh(z / c)`, before any temperature.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, D)
+        Hidden states or features.
+    weight : Tensor of shape (C, D)
+    bias : Tensor of shape (C,), optional
+    softcap : float, optional
+        A positive bound on the size of a logit, as in Gemma 2.
+
+    Examples
+    --------
+    >>> import torch, likely
+    >>> x, weight = torch.ones(3, 8), torch.zeros(50, 8)
+    >>> score = likely.nll(likely.Linear(x, weight), likely.labels([0, 7, 49], 50))
+    >>> round(float(score.mean().cross_entropy), 4)        # log 50
+    3.912
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("x", "weight"):
+            object.__setattr__(self, name, _floating(getattr(self, name), name))
+        if self.bias is not None:
+            object.__setattr__(self, "bias", _floating(self.bias, "bias"))
+        x, weight, bias = self.x, self.weight, self.bias
+        require(x.dim() == 2, f"x: has shape {tuple(x.shape)}; hidden states are (rows, features)")
+        require(weight.dim() == 2, f"weight: has shape {tuple(weight.shape)}; it is (classes, features)")
+        require(
+            x.shape[1] == weight.shape[1],
+            f"weight: has {weight.shape[1]} features where x has {x.shape[1]}",
+        )
+        require(x.dtype == weight.dtype, f"weight: has dtype {weight.dtype} where x has {x.dtype}", TypeError)
+        if bias is not None:
+            require(
+                bias.shape == weight.shape[:1],
+                f"bias: has shape {tuple(bias.shape)} where weight has {weight.shape[0]} classes",
+            )
+            require(bias.dtype == x.dtype, f"bias: has dtype {bias.dtype} where x has {x.dtype}", TypeError)
+        require(self.softcap is None or self.softcap > 0, f"softcap: is {self.softcap}; it is a positive number")
+
+    @property
+    def rows(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return (self.x, self.weight, self.bias)
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
+        return replace(self, x=tensors[0], weight=tensors[1], bias=tensors[2])
+
+    def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
+        x_nD = self.x[rows]
+        if out is None:
+            z_nC = F.linear(x_nD, self.weight, self.bias).to(self.acc)
+            return z_nC if self.softcap is None else self.softcap * torch.tanh(z_nC / self.softcap)
+        if out.dtype == x_nD.dtype:
+            torch.mm(x_nD, self.weight.T, out=out)
+            if self.bias is not None:
+                out += self.bias
+        else:
+            out.copy_(F.linear(x_nD, self.weight, self.bias))
+        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+        x, weight, bias = needed
+        sums = {"dtype": self.acc, "device": self.device}
+        return [
+            torch.empty_like(self.x) if x else None,
+            torch.zeros(self.weight.shape, **sums) if weight else None,
+            torch.zeros(self.classes, **sums) if bias else None,
+        ]
+
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+        dx_ND, dweight_CD, dbias_C = grads
+        if self.softcap is not None:
+            g_nC *= 1 - (z_nC / self.softcap).square_()
+        if dbias_C is not None:
+            dbias_C += g_nC.sum(dim=0)
+        g_nC = g_nC.to(self.dtype)
+        if dx_ND is not None:
+            torch.mm(g_nC, self.weight, out=dx_ND[rows])
+        if dweight_CD is not None:
+            if self.acc == self.dtype:
+                dweight_CD.addmm_(g_nC.T, self.x[rows])
+            else:
+                # Each block's product is rounded once to the input's dtype; the sum over the blocks is not.
+                dweight_CD += g_nC.T @ self.x[rows]
+
+    def autocast(self) -> Head:
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind) or self.dtype == torch.float64:
+            return self
+        to = torch.get_autocast_dtype(kind)
+        return self.with_tensors([None if t is None else t.to(to) for t in self.tensors])

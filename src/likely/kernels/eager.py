@@ -1,0 +1,68 @@
+"""The definition: plain differentiable operations on all rows at once.
+
+    cross_entropy = M·A(z/T) − ⟨μ, z/T⟩        entropy = M·H(μ/M)        kl = M·KL(μ/M ‖ softmax(z/T))
+
+Everything faster is tested against it in float64.  It serves every head and target, `torch.func`, forward mode,
+gradients of gradients and gradients to the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from likely.forms import Target
+from likely.heads import ALL, Head
+from likely.kernels.common import Result, RowScores, normalise
+
+
+def refuses(head: Head, terms: Sequence[tuple[Target, float]]) -> str | None:
+    """Never."""
+    return None
+
+
+def run(
+    head: Head,
+    terms: Sequence[tuple[Target, float]],
+    coefficients: Sequence[Tensor] | None,
+    z_coefficient: Tensor | None,
+    entropy: bool,
+) -> Result:
+    """See `likely.kernels.run`."""
+    # The head's products are in its own dtype already; an autocast that is on must not lower the rest.
+    with torch.autocast(head.device.type, enabled=False):
+        z_NC = head.logits()
+        rows = [_score(z_NC, target, temperature, entropy) for target, temperature in terms]
+        if coefficients is None:
+            return Result(None, rows, None)
+        loss = z_NC.new_zeros(())
+        for score, coefficient_N in zip(rows, coefficients):
+            loss = loss + weighted_sum(score.cross_entropy, coefficient_N)
+        z_loss = None
+        if z_coefficient is not None:
+            _, log_A_N, m_N, _ = normalise(z_NC)
+            z_loss = weighted_sum((log_A_N + m_N).square(), z_coefficient)
+            loss, z_loss = loss + z_loss, z_loss.detach()
+    detached = [RowScores(*(None if r is None else r.detach() for r in score)) for score in rows]
+    return Result(loss, detached, z_loss)
+
+
+def weighted_sum(rows_N: Tensor, coefficient_N: Tensor) -> Tensor:
+    """`Σ coefficient · row`; a row with coefficient 0 adds 0 even when it is infinite."""
+    idle_N = coefficient_N == 0
+    return (torch.where(idle_N, 0, rows_N) * coefficient_N.to(rows_N.dtype)).sum()
+
+
+def _score(z_NC: Tensor, target: Target, temperature: float, entropy: bool) -> RowScores:
+    if temperature != 1:
+        z_NC = z_NC / temperature
+    s_NC, log_A_N, _, _ = normalise(z_NC, target.ignored)
+    tile = target.tile(ALL, temperature, z_NC.dtype)
+    cross_entropy_N = tile.cross_entropy(s_NC, log_A_N)
+    if not entropy or target.entropy_unknown() is not None:
+        return RowScores(cross_entropy_N, None, None)
+    entropy_N = tile.entropy()
+    kl_N = tile.kl(s_NC, log_A_N)
+    return RowScores(cross_entropy_N, entropy_N, cross_entropy_N - entropy_N if kl_N is None else kl_N)
