@@ -20,8 +20,9 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## install, then distil a teacher into a student on handwritten digits; writes a report
 	$(VENV)/bin/likely distill --out $(OUT) --overwrite
 
+# One thread: the tests' tensors are small, and on a busy machine the threads would wait for each other.
 test: $(VENV)/.test chromium  ## install, then run every test, doctest and documentation block
-	OMP_NUM_THREADS=2 $(python) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest -rfEs $(PYTEST_ARGS)
 
 lint: $(VENV)/.test  ## check style, format and types
 	$(python) -m ruff check .
@@ -46,7 +47,7 @@ $(VENV)/.demo $(VENV)/.test: $(inputs) | $(python)
 	@touch $@
 
 $(python):
-	@for candidate in $(PYTHON); do \
+	@found=; for candidate in $(PYTHON); do \
 	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
@@ -57,10 +58,10 @@ $(python):
 
 # The reports are opened in a browser. Root on Debian gets one; elsewhere its tests skip aloud, and fail where CI is set.
 chromium:
-	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && grep -qx 'ID=debian' /etc/os-release 2>/dev/null; then \
 	    echo "installing Chromium for the tests of the reports"; \
 	    export DEBIAN_FRONTEND=noninteractive; \
-	    { apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium; } >/dev/null </dev/null \
+	    { apt-get -qq update; apt-get -qq install --yes --no-install-recommends chromium; } >/dev/null </dev/null \
 	        || echo "Chromium could not be installed; the tests that need it will say so" >&2; \
 	fi

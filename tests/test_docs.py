@@ -35,7 +35,7 @@ def execute(page: Path) -> dict[str, Any]:
             exec(compile(source, str(page), "exec"), names)
         except Exception as error:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(page)]
-            at = frames[-1].lineno if frames else getattr(error, "lineno", line)
+            at = frames[0].lineno if frames else getattr(error, "lineno", line)
             wrong = source.splitlines()[(at or line) - 1].strip()
             raise AssertionError(f"{page.name}:{at}: {wrong}\n{type(error).__name__}: {error}") from error
     return names

@@ -21,8 +21,12 @@ def as_tensor(value: Any, name: str) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         require(value.dtype != object, f"{name}: an array of Python objects; give numbers", TypeError)
-        return torch.from_numpy(np.ascontiguousarray(value))
     try:
+        if isinstance(value, np.ndarray):
+            # torch takes native bytes in C order only, and warns of memory that may not be written.
+            native = value.dtype.newbyteorder("=")
+            kept = value.flags.writeable and value.dtype == native
+            return torch.from_numpy(np.ascontiguousarray(value) if kept else np.array(value, dtype=native, order="C"))
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: cannot be read as a tensor of numbers ({error})") from None

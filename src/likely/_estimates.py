@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 from torch import Tensor
 
 from likely._checks import require, require_rows
@@ -79,6 +78,8 @@ def estimate(
 
     Source: A. C. Cameron and D. L. Miller, A Practitioner's Guide to Cluster-Robust Inference (2015), sections II, VI.
     """
+    from scipy.special import stdtrit  # here, so that `import likely` does not wait for SciPy
+
     require(0.0 < confidence < 1.0, f"confidence: {confidence} is not between 0 and 1; 0.95 is usual")
     v_N = _vector("values", values)
     w_N = np.ones_like(v_N) if weights is None else _vector("weights", weights, ("values", len(v_N)))
@@ -92,9 +93,7 @@ def estimate(
     v_N, w_N = v_N[kept_N], w_N[kept_N]
     if len(v_N) == 0:
         return Estimate(math.nan, math.nan, math.nan, math.nan, 0, confidence, None if g_N is None else 0)
-    # Shares first: weights as small as 1e-300 then neither underflow when squared nor lose a digit.
-    share_N = w_N / w_N.max()
-    share_N = share_N / share_N.sum()
+    share_N = w_N / w_N.sum()  # before anything is squared: weights of 1e-300 would underflow
     with np.errstate(invalid="ignore", over="ignore"):  # an infinite value is an answer, not an accident
         mean = float((share_N * v_N).sum())
         residual_N = share_N * (v_N - mean)

@@ -32,10 +32,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
     'whole'
     """
     path = _destination(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name or ask for it to be overwritten")
+    refuse_file(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, "partial")
     try:
@@ -43,6 +40,18 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_file(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Raise what `new_file` would raise: to be asked before work that takes long.
+
+    Raises: FileExistsError where `path` exists and `overwrite` was not asked for; IsADirectoryError for a folder.
+    """
+    path = _destination(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name or ask for it to be overwritten")
 
 
 @contextmanager

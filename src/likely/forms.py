@@ -10,13 +10,13 @@ logit `⟨μ, z⟩`, `μ` itself (to be subtracted from a gradient), its entropy
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from likely._checks import values_can_be_read
-from likely.heads import Head
+from likely.heads import Head, normalise
 
 SIGNED = "the target has negative entries, so it is no distribution and has no entropy; only its cross-entropy exists"
 
@@ -170,8 +170,10 @@ class Sparse(Target, Tile):
             expected_n = self._expected_with_floor(s_nC, stored_s_nK)
         loss_n = self.mass() * log_A_n - expected_n
         if self.rest is not None:
-            outside_n = torch.logsumexp(s_nC.scatter(-1, self.index, -torch.inf), dim=-1)
-            loss_n = loss_n - torch.where(self.rest == 0, 0, self.rest * torch.where(self.rest == 0, 0, outside_n))
+            # Masked before the logsumexp: of a complement that is impossible its gradient would be NaN.
+            outside_nC = s_nC.scatter(-1, self.index, -torch.inf)
+            outside_nC = torch.where(self.rest[:, None] == 0, 0, outside_nC)
+            loss_n = loss_n - self.rest * torch.logsumexp(outside_nC, dim=-1)
         return loss_n
 
     def _expected_with_floor(self, s_nC: Tensor, stored_s_nK: Tensor) -> Tensor:
@@ -245,36 +247,43 @@ class Dense(Target):
     def tile(self, rows: slice, temperature: float, dtype: torch.dtype) -> DenseTile:
         scale = 1.0 if not self.softens else temperature
         if self.head is not None:
-            log_p_nC = torch.log_softmax(self.head.logits(rows).to(dtype) / scale, dim=-1)
+            # Normalised as the student is, so that a teacher's divergence from itself is 0 exactly.
+            s_nC, log_A_n, _, _ = normalise(self.head.logits(rows).to(dtype) / scale)
+            log_p_nC = s_nC - log_A_n[:, None]
             return DenseTile(log_p_nC.exp(), log_p_nC)
         assert self.given is not None
         mu_nC = self.given[rows].to(dtype)
         if scale != 1:
-            mu_nC = torch.softmax(mu_nC.log() / scale, dim=-1)
+            empty_nC = mu_nC == 0
+            log_nC = torch.where(empty_nC, -torch.inf, torch.where(empty_nC, 1, mu_nC).log())
+            mu_nC = torch.softmax(log_nC / scale, dim=-1)
         return DenseTile(mu_nC if self.class_weight is None else mu_nC * self.class_weight.to(dtype))
 
 
 @dataclass(eq=False)
 class DenseTile(Tile):
     mu: Tensor  # (n, C)
-    log_mu: Tensor | None = field(default=None)
+    log_mu: Tensor | None = None  # known of a softmax, whose mass is 1 but for rounding
 
     def mass(self) -> Tensor:
         return self.mu.sum(dim=-1)
+
+    def _mass_log_mass(self) -> Tensor | float:
+        return _x_log_x(self.mass()) if self.log_mu is None else 0.0
 
     def cross_entropy(self, s_nC: Tensor, log_A_n: Tensor) -> Tensor:
         return self.mass() * log_A_n - _expected(self.mu, s_nC)
 
     def entropy(self) -> Tensor:
         negative_nC = _x_log_x(self.mu) if self.log_mu is None else _expected(self.mu, self.log_mu)[:, None]
-        return _x_log_x(self.mass()) - negative_nC.sum(dim=-1)
+        return self._mass_log_mass() - negative_nC.sum(dim=-1)
 
     def kl(self, s_nC: Tensor, log_A_n: Tensor) -> Tensor:
         # Term by term, so that the divergence of a row from itself is 0 and a small one keeps its digits.
         empty_nC = self.mu == 0
         log_mu_nC = torch.where(empty_nC, 1, self.mu).log() if self.log_mu is None else self.log_mu
         ratio_nC = log_mu_nC - (s_nC - log_A_n[:, None])
-        return (self.mu * torch.where(empty_nC, 0, ratio_nC)).sum(dim=-1) - _x_log_x(self.mass())
+        return (self.mu * torch.where(empty_nC, 0, ratio_nC)).sum(dim=-1) - self._mass_log_mass()
 
     def gradient_(self, q_nC: Tensor, log_q: Callable[[], Tensor]) -> Tensor:
         return q_nC.mul_(self.mass()[:, None]).sub_(self.mu)

@@ -268,7 +268,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _require_probabilities(name: str, x: Tensor, is_log: bool) -> None:
     """Every entry lies in [0, 1]; the first that does not is named."""
-    if x.numel() == 0 or not values_can_be_read(x):
+    if not values_can_be_read(x):
         return
     least, most = (-math.inf, 0.0) if is_log else (0.0, 1.0)
     x = x.detach()
@@ -282,7 +282,7 @@ def _require_probabilities(name: str, x: Tensor, is_log: bool) -> None:
 
 def _require_distributions(name: str, x: Tensor, is_log: bool, axis: int, flag: str) -> None:
     """Every row along `axis` is a distribution, within the tolerance of its dtype; else the worst row is named."""
-    if x.numel() == 0 or not values_can_be_read(x):
+    if not values_can_be_read(x):
         return
     held = x.detach().movedim(axis, -1)
     wide = held.to(_wide(held.dtype))

@@ -117,16 +117,19 @@ class Score:
         `groups` names the cluster of each row (its document, say): rows of one cluster are not independent.
         A class-weighted mean divides by the sum of the counts; so does this.
         """
-        weight_N = self.count.double()
-        own_N = torch.ones_like(weight_N) if self.weight is None else self.weight.double()
+        count_N, share_N = self.count.detach().double(), shares(self.weight, self.count).detach()
+        total = count_N.sum()
 
         def one(rows_N: Tensor | None) -> Estimate | None:
             if rows_N is None:
                 return None
-            # Σ weight·row / Σ count as a ratio: values are weight·row/count, their weights the counts.
-            idle_N = weight_N == 0
-            value_N = torch.where(idle_N, 0, rows_N.detach().double() * own_N / torch.where(idle_N, 1, weight_N))
-            return estimate(value_N, weights=weight_N, groups=groups, confidence=confidence)
+            # The ratio m = Σ weight·row / Σ count, linearised: values whose mean is m, and whose residuals, divided by
+            # their number n, are (weight·row − m·count) / Σ count.  A row that adds to neither sum is not in n.
+            part_N = torch.where(share_N == 0, 0, rows_N.detach().double() * share_N)
+            kept_N = ((count_N != 0) | (part_N != 0)) & (total != 0)
+            n, m = kept_N.sum(), part_N.sum()
+            lacking_N = torch.where(torch.isfinite(m), m, 0) * (1 - n * count_N / torch.where(total == 0, 1, total))
+            return estimate(n * part_N + lacking_N, weights=kept_N, groups=groups, confidence=confidence)
 
         first = one(self.cross_entropy)
         assert first is not None

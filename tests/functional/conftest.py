@@ -10,11 +10,9 @@ from tests.functional.harness import EXCEPTED, LEDGER
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for subject, counts in sorted(LEDGER.items()):
         families = {family: n for family, n in counts.items() if family != "excepted"}
-        terminalreporter.write_line(
-            f"conformance of {subject}: {sum(families.values())} of torch's own cases, "
-            f"{counts['excepted']} excepted by name ("
-            + ", ".join(f"{family} {n}" for family, n in families.items())
-            + ")"
-        )
+        listed = ", ".join(f"{family} {n}" for family, n in families.items())
+        total, excepted = sum(families.values()), counts["excepted"]
+        terminalreporter.write_line(f"conformance of {subject}: {total} of torch's own cases, {excepted} excepted")
+        terminalreporter.write_line(f"  {listed}")
     for name, reason in EXCEPTED.items() if LEDGER else ():
         terminalreporter.write_line(f"  excepted: {name}: {reason}")

@@ -353,7 +353,7 @@ def test_bases_that_are_none(base: float) -> None:
     "p", [["a", "b"], [[0.5], [0.25, 0.25]], np.array([1j]), np.array([object()]), torch.tensor([1j])]
 )
 def test_what_holds_no_numbers(p: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="p: "):
+    with pytest.raises(TypeError, match=r"p: (holds .*, not real numbers|cannot be read)"):
         entropy(p)
 
 

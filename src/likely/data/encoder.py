@@ -200,7 +200,8 @@ def _fit_numeric(array: pa.Array, name: str, impute: str | None, standardise: bo
     x_N = _filled(x_N, fill, name)
     if not standardise:
         return NumericColumn(name, fill=fill)
-    mean, scale = float(np.mean(x_N)), float(np.std(x_N))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = float(np.mean(x_N)), float(np.std(x_N))
     # A constant column has no spread but rounding; dividing by that would blow it up.
     constant = float(np.min(x_N)) == float(np.max(x_N))
     require(np.isfinite(mean + scale), f"column {name!r}: its numbers are too large to standardise; rescale them")
@@ -212,6 +213,11 @@ def _fit_categorical(array: pa.Array, name: str, impute: str | None, drop_first:
     if text.null_count and impute is None:
         raise ValueError(_missing(name, first_row(text.is_null())))
     levels = sorted_keys(array, name)
+    require(
+        len(levels) <= max(20, len(array) // 2),
+        f"column {name!r}: has {len(levels)} levels in {len(array)} rows; categories repeat, this is text or an "
+        "identifier; leave it out of the features",
+    )
     most = None
     if impute is not None:
         counts = {pair["values"]: pair["counts"] for pair in text.drop_null().value_counts().to_pylist()}

@@ -113,12 +113,21 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, Any] | pa.Ta
     [0.1, 0.2]
     """
     path = Path(path)
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}; a table is a file of the kind {SUFFIXES}")
+    writer = writable(path)
     table = columns if isinstance(columns, pa.Table) else _from_columns(columns)
     with new_file(path, overwrite) as temporary:
         writer(table, temporary)
+
+
+def writable(path: Path) -> Callable[[pa.Table, Path], None]:
+    """The writer for a file of this name: to be asked before work that takes long.
+
+    Raises: ValueError for a suffix of no known kind.
+    """
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}; a table is a file of the kind {SUFFIXES}")
+    return writer
 
 
 def select_columns(table: pa.Table, wanted: str | Sequence[str], what: str = "columns") -> list[str]:
@@ -145,9 +154,8 @@ def select_columns(table: pa.Table, wanted: str | Sequence[str], what: str = "co
             found = sorted(fnmatch.filter(names, pattern), key=natural_key)
             require(bool(found), f"{what}: no column matches {pattern!r}; the columns are {listed(names)}")
         else:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or difflib.get_close_matches(
-                pattern.lower(), [name.lower() for name in names], n=3, cutoff=0.5
-            )
+            lower = {name.lower(): name for name in names}
+            near = [lower[name] for name in difflib.get_close_matches(pattern.lower(), lower, n=3, cutoff=0.5)]
             hint = f"the nearest are {listed(near)}" if near else f"the columns are {listed(names)}"
             raise ValueError(f"{what}: there is no column {pattern!r}; {hint}")
         chosen += [name for name in found if name not in chosen]
@@ -264,10 +272,11 @@ def _from_columns(columns: Mapping[str, Any]) -> pa.Table:
             except (pa.ArrowException, TypeError, ValueError) as error:
                 raise ValueError(f"column {part!r}: cannot be read ({str(error).splitlines()[0]})") from None
             arrays.append((part, array))
-    lengths = {len(array): name for name, array in reversed(arrays)}
-    if len(lengths) > 1:
-        (n, one), (m, other) = list(lengths.items())[:2]
-        raise ValueError(f"columns: {one!r} has {n} rows where {other!r} has {m}")
+    for name, array in arrays:
+        require(
+            len(array) == len(arrays[0][1]),
+            f"columns: {name!r} has {len(array)} rows, {arrays[0][0]!r} has {len(arrays[0][1])}",
+        )
     return pa.table([array for _, array in arrays], names=[name for name, _ in arrays])
 
 

@@ -115,7 +115,7 @@ def read_probabilities(
     """
     names = select_columns(table, wanted, what)
     require(len(names) > 1, f"{what}: {wanted!r} is one column, {names[0]!r}; probabilities need one for each class")
-    found = _suffixes(names, wanted)
+    found = class_suffixes(names, wanted)
     if classes is not None and tuple(classes) != found:
         extra, lacking = [k for k in found if k not in classes], [k for k in classes if k not in found]
         require(
@@ -170,7 +170,7 @@ def read_weights(table: pa.Table, name: str) -> np.ndarray:
     (name,) = one_column(table, name, "weight")
     array = column(table, name)
     require(is_number(array.type), f"weight: column {name!r} holds {array.type}, not numbers")
-    w_N = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    w_N = np.array(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     row = first_row(~(np.isfinite(w_N) & (w_N >= 0)))
     require(row is None, f"weight: column {name!r}: row {row} is {w_N[row or 0]}; a weight is finite and at least 0")
     require(bool(w_N.any()), f"weight: column {name!r} is 0 in every row")
@@ -206,8 +206,12 @@ def _require_classes(array: pa.Array, name: str, classes: int) -> None:
     )
 
 
-def _suffixes(names: Sequence[str], wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """The classes in the names of columns: what a glob's star stands for, or what follows the common beginning."""
+def class_suffixes(names: Sequence[str], wanted: str | Sequence[str] = "") -> tuple[str, ...]:
+    """The classes in the names of columns: what a glob's star stands for, or what follows the common beginning.
+
+    >>> class_suffixes(["p_a", "p_ab"], "p_*"), class_suffixes(["vote_a", "vote_ab"])
+    (('a', 'ab'), ('a', 'ab'))
+    """
     pattern = wanted if isinstance(wanted, str) else wanted[0] if len(wanted) == 1 else ""
     before, star, after = pattern.partition("*")
     if star and not any(sign in before + after for sign in "*?[,"):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from likely import measures
-from likely._estimates import _group_numbers
 from likely._checks import as_tensor, is_integer, require, require_class_indices, require_rows
+from likely._estimates import _group_numbers
 
 Array = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def checked(probabilities: Any, target: Any, log_input: bool = False) -> tuple[T
     p = _numbers(target, "target")
     if p.ndim == 1:
         require_rows("target", p.shape[0], shape[0], "probabilities")
-        require(is_integer(p), f"target: labels are integers 0 … {shape[1] - 1}, not {p.dtype}; convert them", TypeError)
+        require(is_integer(p), f"target: labels are integers 0 … {shape[1] - 1}, not {p.dtype}", TypeError)
         p = p.long()
         require_class_indices("target", p, shape[1])
         return q_NC, p.to(q_NC.device)
@@ -74,8 +74,12 @@ def checked(probabilities: Any, target: Any, log_input: bool = False) -> tuple[T
 
 def per_row(q_NC: Tensor, target: Tensor, log_input: bool = False) -> Rows:
     """The numbers of every row, formed in float64 a block of rows at a time."""
-    blocks = [_block(q_nC, target[rows], log_input) for rows, q_nC in _blocks(q_NC)]
-    return Rows(**{f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(Rows)})
+    found = Rows(*(np.empty(q_NC.shape[0]) for _ in fields(Rows)))
+    for rows, q_nC in _blocks(q_NC):
+        block = _block(q_nC, target[rows], log_input)
+        for name in vars(found):  # copied, not kept: small arrays among large ones would keep the heap from shrinking
+            getattr(found, name)[rows] = getattr(block, name)
+    return found
 
 
 def numbered(groups: Iterable[Any], rows: int) -> NDArray[np.int64]:

@@ -169,7 +169,8 @@ def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
     z2 = float(ndtri((1 + confidence) / 2)) ** 2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 / n * (share * (1 - share) + z2 / (4 * n))) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The share itself always lies within, whatever the rounding.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def _mean_deviation(p: float, n: int) -> float:

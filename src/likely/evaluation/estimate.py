@@ -52,9 +52,9 @@ class Evaluation:
         """
         return {name: _plain(value) for name, value in asdict(self).items()}
 
-    def rows(self) -> list[tuple[str, Estimate | str]]:
+    def rows(self) -> list[tuple[str, Estimate | float]]:
         """Names with their values, as they stand in a table: what only a soft target has is left out for labels."""
-        table: list[tuple[str, Estimate | str]] = [
+        table: list[tuple[str, Estimate | float]] = [
             ("cross-entropy (nats)", self.cross_entropy),
             ("= entropy of the target", self.entropy),
             ("+ KL divergence", self.kl),
@@ -67,12 +67,12 @@ class Evaluation:
             table += [("accuracy", self.accuracy)]
         table += [("calibration error", self.calibration_error)]
         if self.calibration_floor is not None:
-            table += [("  of a calibrated model", f"{self.calibration_floor:.2g}")]
+            table += [("  if calibrated, by chance", self.calibration_floor)]
         return table
 
     def __str__(self) -> str:
         """A table: a line per measure, the number of rows and of classes first."""
-        rows = [(name, str(value)) for name, value in self.rows()]
+        rows = [(name, str(value) if isinstance(value, Estimate) else f"{value:.2g}") for name, value in self.rows()]
         width = max(len(name) for name, _ in rows)
         kind = "distributions" if self.soft else "labels"
         head = f"{self.n:,} rows, {self.classes:,} classes, target: {kind}"
@@ -115,13 +115,13 @@ def evaluate(
         >>> result = evaluate([[0.5, 0.5], [0.25, 0.75], [0.875, 0.125]], [0, 1, 0])
         >>> print(result)
         3 rows, 2 classes, target: labels
-        cross-entropy (nats)     0.37 ± 0.16
-        = entropy of the target  0 ± 0
-        + KL divergence          0.37 ± 0.16
-        Brier score              0.22 ± 0.14
-        accuracy                 1 ± 0
-        calibration error        0.29 ± 0.11
-          of a calibrated model  0.36
+        cross-entropy (nats)       0.37 ± 0.17
+        = entropy of the target    0 ± 0
+        + KL divergence            0.37 ± 0.17
+        Brier score                0.22 ± 0.14
+        accuracy                   1 ± 0
+        calibration error          0.29 ± 0.11
+          if calibrated, by chance 0.36
 
     Source: G. W. Brier, Verification of Forecasts Expressed in Terms of Probability (1950); T. Gneiting and
     A. E. Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007).
@@ -154,9 +154,7 @@ def evaluate(
     )
 
 
-def paired_difference(
-    a: Any, b: Any, *, test_train_ratio: float | None = None, confidence: float = 0.95
-) -> Estimate:
+def paired_difference(a: Any, b: Any, *, test_train_ratio: float | None = None, confidence: float = 0.95) -> Estimate:
     """The mean difference `a − b` of two methods over the same splits, with its standard error and interval.
 
     With `d = a − b`, `m = mean(d)` and `s²` the variance of d over J splits, the standard error is `s/√J` where the
@@ -164,8 +162,9 @@ def paired_difference(
     same data repeat each other, and more of them cannot make the interval arbitrarily narrow. Student's t, J − 1
     degrees of freedom.
 
-    Disjoint test sets still share training data, so even that interval is a little too narrow (no unbiased estimate of
-    the variance exists); the corrected one is near nominal, usually on the safe side.
+    The correction takes the differences of two overlapping splits to correlate by n_test/(n_test + n_train): right for
+    predictors that hardly depend on the draw of their training rows, an approximation for others. Folds of a cross-
+    validation have disjoint test sets but share training data, so that s/√J is an approximation there, too.
 
     Args:
         a, b: (J,) the two methods' values on each split, in the same order.

@@ -34,8 +34,7 @@ class Panel:
     @property
     def json(self) -> str:
         """The figure as JSON that may stand inside a script element."""
-        text = str(self.figure.to_json())
-        return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        return str(self.figure.to_json()).replace("<", "\\u003c")  # no "</script>" ends the element early
 
 
 def curves(curves: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
@@ -69,18 +68,18 @@ def _curve_panel(name: str, curve: Mapping[str, np.ndarray], span: list[float]) 
     hover = "%{y:.4f} nats<extra>%{fullData.name}</extra>"
     figure = go.Figure()
     line = {"mode": "lines", "x": step_S.tolist(), "hovertemplate": hover}
-    figure.add_scatter(y=_list(entropy_S), name="entropy (the floor)", line={"color": INK, "dash": "dash"}, **line)
+    figure.add_scatter(y=entropy_S.tolist(), name="entropy (the floor)", line={"color": INK, "dash": "dash"}, **line)
     figure.add_scatter(
-        y=_list(ce_S),
+        y=ce_S.tolist(),
         name="cross-entropy",
         line={"color": BLUE, "width": 2.5},
         fill="tonexty",
         fillcolor=WASH,
-        customdata=_list(kl_S),
+        customdata=kl_S.tolist(),
         **(line | {"hovertemplate": "%{y:.4f} nats, of which KL %{customdata:.4f}<extra>cross-entropy</extra>"}),
     )
     if "train" in curve:
-        figure.add_scatter(y=_list(curve["train"]), name="training", line={"color": ORANGE, "dash": "dot"}, **line)
+        figure.add_scatter(y=curve["train"].tolist(), name="training", line={"color": ORANGE, "dash": "dot"}, **line)
     figure.update_layout(_layout("step", "nats"), hovermode="x unified")
     figure.update_yaxes(range=span)
 
@@ -90,7 +89,7 @@ def _curve_panel(name: str, curve: Mapping[str, np.ndarray], span: list[float]) 
         for label, i in (("first", 0), ("lowest", lowest), ("last", -1))
     ]
     description = (
-        f"Learning curve of {name}: cross-entropy falls from {ce_S[0]:.3g} to {ce_S[-1]:.3g} nats, "
+        f"Learning curve of {name}: cross-entropy goes from {ce_S[0]:.3g} to {ce_S[-1]:.3g} nats, "
         f"the entropy is {entropy_S[-1]:.3g}, and the gap between them, the KL divergence, ends at {kl_S[-1]:.3g}."
     )
     return Panel(name, figure, description, ("", "step", "cross-entropy", "entropy", "KL"), numbers)
@@ -107,16 +106,16 @@ def reliability(name: str, r: Reliability) -> Panel:
         x=[0, 1], y=[0, 1], mode="lines", line={"color": MUTED, "dash": "dash"}, hoverinfo="skip", row=1, col=1
     )
     figure.add_scatter(
-        x=_list(x_B),
-        y=_list(y_B),
+        x=x_B.tolist(),
+        y=y_B.tolist(),
         mode="lines+markers",
         line={"color": BLUE, "width": 2},
         marker={"size": 7},
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": _list(r.high[held_B] - y_B),
-            "arrayminus": _list(y_B - r.low[held_B]),
+            "array": (r.high[held_B] - y_B).tolist(),
+            "arrayminus": (y_B - r.low[held_B]).tolist(),
             "color": BLUE,
             "thickness": 1.2,
             "width": 3,
@@ -129,9 +128,9 @@ def reliability(name: str, r: Reliability) -> Panel:
     )
     width_B = np.diff(r.edges)
     figure.add_bar(
-        x=_list(r.edges[:-1] + width_B / 2),
-        y=_list(r.count),
-        width=_list(width_B * 0.92),
+        x=(r.edges[:-1] + width_B / 2).tolist(),
+        y=r.count.tolist(),
+        width=(width_B * 0.92).tolist(),
         marker_color=BLUE,
         opacity=0.55,
         hovertemplate="%{y} rows<extra></extra>",
@@ -157,21 +156,24 @@ def confusion(name: str, share_CC: np.ndarray, classes: Sequence[str]) -> Panel:
     """A heat map of the shares of each true class, for as many classes as no table can show."""
     import plotly.graph_objects as go
 
-    names = [html.escape(c) for c in classes]
+    # Two long names may be cut to the same text, so the axes hold numbers, which are shown as names.
+    names = [html.escape(c, quote=False) for c in classes]
+    cut = {str(i): html.escape(c if len(c) <= 20 else f"{c[:19]}…", quote=False) for i, c in enumerate(classes)}
     figure = go.Figure()
     figure.add_heatmap(
-        z=[_list(row_C) for row_C in share_CC],
-        x=names,
-        y=names,
+        z=share_CC.tolist(),
+        x=list(cut),
+        y=list(cut),
+        customdata=[[[true, predicted] for predicted in names] for true in names],
         zmin=0,
         zmax=1,
         colorscale=[[0, "var(--surface)"], [1, BLUE]],
         colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
-        hovertemplate="true %{y}<br>predicted %{x}<br>%{z:.1%} of the true class<extra></extra>",
+        hovertemplate="true %{customdata[0]}<br>predicted %{customdata[1]}<br>%{z:.1%} of the true<extra></extra>",
     )
     figure.update_layout(_layout("predicted", "true"), height=640)
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, labelalias=cut)
+    figure.update_xaxes(type="category", showgrid=False, labelalias=cut)
     right = float(np.nanmean(np.diag(share_CC)))
     description = f"Confusion matrix of {name} with {len(classes)} classes; mean recall {right:.3f}."
     return Panel(name, figure, description)
@@ -200,8 +202,3 @@ def _axis(title: str | None) -> dict[str, Any]:
         "zerolinecolor": GRID,
         "automargin": True,
     }
-
-
-def _list(values: np.ndarray) -> list[float | None]:
-    """Plain numbers; what is not finite is a gap in the line."""
-    return [float(v) if np.isfinite(v) else None for v in values]

@@ -19,9 +19,10 @@ import numpy as np
 from likely._checks import require, require_rows
 from likely._files import new_file
 from likely.evaluation import _images
+from likely.evaluation._rows import checked
 from likely.evaluation.calibration import reliability
 from likely.evaluation.estimate import Evaluation
-from likely.measures import Estimate
+from likely.measures import Estimate, surprisal
 
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn as a heat map
 
@@ -147,9 +148,8 @@ class Report:
         most = [divmod(int(i), len(names)) for i in np.argsort(-wrong_CC, axis=None, kind="stable")[:20]]
         rows = [[names[t], names[p], int(wrong_CC[t, p]), share_CC[t, p]] for t, p in most if wrong_CC[t, p] > 0]
         panel = figures.confusion(name, share_CC, names)
-        self._add("heatmap", heading, panels=[panel], note=note)
         columns = ["true", "predicted", "rows", "share of the true class"]
-        return self.table(f"{heading}: the commonest confusions", columns, rows)
+        return self._add("heatmap", heading, panels=[panel], columns=columns, rows=rows, note=note)
 
     def surprising(self, heading: str, items: Iterable[Surprise | Mapping[str, Any]], note: str = "") -> Report:
         """A gallery of the rows that surprised the model most, in the order given."""
@@ -170,7 +170,7 @@ class Report:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        environment.filters.update(show=show, is_number=is_number, interval=interval, trusted=Markup)
+        environment.filters.update(show=show, short=short, is_number=is_number, interval=interval, trusted=Markup)
         drawn = any("panels" in section for section in self.sections)
         return environment.get_template("report.html").render(
             report=self,
@@ -200,6 +200,7 @@ def evaluation_report(
     target: Any,
     classes: Sequence[Any],
     *,
+    log_input: bool = False,
     summary: str = "",
     images: Any = None,
     texts: Sequence[str] | None = None,
@@ -209,38 +210,40 @@ def evaluation_report(
 
     Args:
         evaluation: what `evaluate(probabilities, target)` returned.
-        probabilities: (N, C).
+        probabilities: (N, C), log-probabilities if `log_input`.
         target: labels (N,), or distributions (N, C), which have their most probable class for a label here.
         classes: the C names.
         images: (N, H, W) pictures of the rows; texts: (N,) words about them, their number by default.
         most: how many surprises to show.
     """
-    q_NC, p = np.asarray(probabilities, dtype=np.float64), np.asarray(target)
-    y_N = p.argmax(axis=1) if p.ndim == 2 else p
-    prediction_N = q_NC.argmax(axis=1)
+    x, p = checked(probabilities, target, log_input)
+    x_NC = x.double().cpu().numpy()
+    y_N = (p.argmax(dim=1) if p.ndim == 2 else p).cpu().numpy()
+    prediction_N = x_NC.argmax(axis=1)
     names = [str(c) for c in classes]
     report = Report(title, summary)
     report.table(
         "Measures",
         ["measure", "value"],
-        [[name.strip(), value] for name, value in evaluation.rows()],
+        [
+            [name.strip(), value if isinstance(value, Estimate) else round(value, 3)]
+            for name, value in evaluation.rows()
+        ],
         note=f"{evaluation.n:,} rows, {evaluation.classes} classes. Entropy, cross-entropy and KL in nats.",
     )
-    report.reliability("Reliability", {"predicted class": (q_NC, p)})
-    report.confusion("Confusion", "all rows", y_N, prediction_N, names)
-    at_label_N = q_NC[np.arange(len(y_N)), y_N]
-    with np.errstate(divide="ignore"):
-        surprisal_N = -np.log(at_label_N)
+    report.reliability("Reliability", {"this model": (np.exp(x_NC) if log_input else x_NC, p)})
+    report.confusion("Confusion", "this model", y_N, prediction_N, names)
+    surprisal_N = surprisal(x_NC[np.arange(len(y_N)), y_N], log_input=log_input, check=False)
     order = np.argsort(-surprisal_N, kind="stable")[:most]
     cards = [
         Surprise(
             label=names[y_N[i]],
             predicted=names[prediction_N[i]],
-            probability=float(at_label_N[i]),
+            probability=math.exp(-surprisal_N[i]),
             surprisal=float(surprisal_N[i]),
             image=None if images is None else images[i],
             text=f"row {i}" if texts is None else texts[i],
-            confidence=float(q_NC[i, prediction_N[i]]),
+            confidence=float(np.exp(x_NC[i].max()) if log_input else x_NC[i].max()),
         )
         for i in order
     ]
@@ -261,9 +264,13 @@ def show(cell: Any) -> str:
     elif isinstance(cell, Integral):
         text = f"{int(cell):,}"
     else:
-        value = float(cell)
-        text = f"{value:.4g}" if math.isfinite(value) else "unknown" if math.isnan(value) else "∞" if value > 0 else "-∞"
+        text = {"nan": "unknown", "inf": "∞", "-inf": "-∞"}.get(f"{cell:.4g}", f"{cell:.4g}")
     return text.replace("-", "−")
+
+
+def short(value: float) -> str:
+    """A probability or a surprisal in a caption, to two digits after the point or of those that count."""
+    return f"{value:.2f}" if value >= 0.005 else show(float(f"{value:.1g}"))
 
 
 def interval(cell: Estimate) -> str:

@@ -19,9 +19,9 @@ from torch.autograd.function import FunctionCtx
 
 from likely._checks import values_can_be_read
 from likely.forms import Target
-from likely.heads import Head
+from likely.heads import Head, normalise
 from likely.kernels import eager
-from likely.kernels.common import Result, RowScores, normalise, transformed
+from likely.kernels.common import Result, RowScores, transformed
 
 Terms = Sequence[tuple[Target, float]]
 
@@ -31,10 +31,11 @@ BLOCK_BYTES = 2**25
 
 def refuses(head: Head, terms: Terms) -> str | None:
     """Gradients to a target, `torch.func`, forward mode and `torch.compile` need the plain operations of `eager`."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for target, _ in terms for t in target.tensors):
+    of_targets = [t for target, _ in terms for t in (*target.tensors, target.weight)]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of_targets):
         return "the target requires a gradient"
-    tensors = [*head.tensors, *(t for target, _ in terms for t in (*target.tensors, target.weight))]
-    if transformed(*tensors) or not values_can_be_read(*tensors):
+    tensors = [*head.tensors, *of_targets]
+    if not values_can_be_read(*tensors) or transformed(*tensors):  # in this order torch.compile sees one graph
         return "the tensors are inside a transform (torch.func, forward mode, torch.compile)"
     return None
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from likely.forms import Target
-from likely.heads import ALL, Head
-from likely.kernels.common import Result, RowScores, normalise
+from likely.heads import ALL, Head, normalise
+from likely.kernels.common import Result, RowScores
 
 
 def refuses(head: Head, terms: Sequence[tuple[Target, float]]) -> str | None:

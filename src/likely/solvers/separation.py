@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.optimize
 import scipy.sparse
+import scipy.special
 
 from likely._checks import require_rows
 
@@ -75,3 +76,26 @@ def separable(x_ND: np.ndarray, possible_NC: np.ndarray) -> bool | None:
         return None
     # The program holds its inequalities to 1e-7; in standardised columns a separating direction opens gaps near 1.
     return bool((free @ result.x).max() > 1e-4)
+
+
+def looks_separable(x_ND: np.ndarray, p_NC: np.ndarray, z_NC: np.ndarray, converged: bool) -> bool:
+    """Whether a fit without a penalty ran away, judged by what it came to and decided by `separable` where it can be.
+
+    Where the classes are separated, some row's probability of what its target excludes has gone to zero; if none is
+    below 1/1000 and the descent has converged, the program need not be asked. Where it is too large to be asked, a
+    descent that has not converged and leaves such rows is taken to have run away.
+
+    Args:
+        x_ND: (N, D) features. p_NC: (N, C) target. z_NC: (N, C) fitted logits. converged: of the descent.
+
+    >>> x, p = np.array([[0.0], [1.0]]), np.eye(2)
+    >>> looks_separable(x, p, np.array([[9.0, -9.0], [-9.0, 9.0]]), converged=False)
+    True
+    """
+    q_NC = scipy.special.softmax(z_NC, axis=1)
+    excluded_NC = p_NC == 0
+    gone = bool(np.where(excluded_NC, q_NC, 0.0).sum(axis=1)[excluded_NC.any(axis=1)].min(initial=1.0) < 1e-3)
+    if converged and not gone:
+        return False
+    answer = separable(x_ND, p_NC > 0)
+    return gone and not converged if answer is None else answer

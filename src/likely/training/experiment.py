@@ -5,8 +5,8 @@ Legend: S splits, R rows of the table, m held-out rows of a split, D features, C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,15 +20,17 @@ from likely.targets import labels, teacher
 from likely.training.fit import Forward, Trained, fit
 from likely.training.networks import Mlp
 
-# Seeds: each network of a run draws its start from a stream of its own, so that no kind of student depends on another.
+# Streams of random starts: all kinds of students start alike, so that they differ in their targets alone.
 TEACHER, STUDENT, INNER = 0, 1, 2
+HARD, TUNED = "hard labels", "hard labels, tuned penalty"
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is trained, and how: the numbers of one experiment.
 
-    `penalty` in `teacher_penalty` and `penalties` is λ in `loss + λ/2 · ‖weights‖²`, the loss being a mean in nats.
+    A penalty is the λ in `loss + λ/2 · ‖weights‖²`, the loss being a mean in nats. That of the teacher is fixed
+    beforehand; that of the tuned student is chosen among `penalties` on its own labelled rows.
     """
 
     splits: int = 8
@@ -44,8 +46,8 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"splits": 2, "labelled": 2, "hidden": 1, "members": 1, "inner_folds": 2, "evaluations": 1}
-        for name, smallest in least.items():
+        least = {"splits": 2, "labelled": 2 * self.inner_folds, "inner_folds": 2}
+        for name, smallest in (least | dict.fromkeys(("hidden", "members", "evaluations"), 1)).items():
             require(getattr(self, name) >= smallest, f"{name}: is {getattr(self, name)}; give {smallest} or more")
         require(self.temperature > 0, f"temperature: is {self.temperature}; it is a positive number")
         require(0 <= self.smoothing < 1, f"smoothing: is {self.smoothing}; it is at least 0 and below 1")
@@ -64,33 +66,50 @@ class Split:
 
 @dataclass(eq=False)
 class Kind:
-    """One kind of student on every split: its networks, its held-out logits and its learning curve."""
+    """One kind of student on every split: its networks, held-out logits, penalties and learning curve in nats."""
 
-    name: str
+    job: Job
     networks: list[torch.nn.Module]
     held_out: list[Tensor]
     trained: Trained
-    curve: dict[str, list[float]] = field(default_factory=dict)
-    penalty: list[float] = field(default_factory=list)
+    penalty: list[float]
+    curve: dict[str, list[float]]
 
 
 @dataclass(eq=False)
 class Results:
-    """Everything that was trained; logits are on the held-out rows of each split unless the name says otherwise."""
+    """Everything that was trained, by the names of the jobs; `teacher_RC` has the logits of all rows for each split."""
 
     splits: list[Split]
     y_R: Tensor
     classes: int
     teacher_RC: list[Tensor]
     bags: list[list[torch.nn.Module]]
-    kinds: dict[str, Kind]
-    full: dict[str, Kind]
-    without: dict[str, Kind]
-    left_out: int | None
-    test_train_ratio: float | None
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    full: dict[str, Kind] = field(default_factory=dict)
+    without: dict[str, Kind] = field(default_factory=dict)
+    left_out: int | None = None
 
 
 Stage = Callable[[str, float], Callable[[float], None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One kind of student to train on every split: which rows it sees, and what it is told about them."""
+
+    group: str
+    name: str
+    rows: Sequence[Tensor]
+    from_teacher: bool = False
+    temperature: float = 1.0
+    smoothing: float = 0.0
+    penalty: float | None = 0.0  # None: chosen by cross-validation among the plan's
+
+    def cost(self, plan: Plan) -> float:
+        """The work, in rows per evaluation of the objective; a network has some of its own whatever its rows."""
+        once = float(sum(len(rows) + 100 for rows in self.rows))
+        return once if self.penalty is not None else once * (1 + len(plan.penalties) * plan.inner_folds)
 
 
 def folds(y_R: np.ndarray, splits: int, seed: int) -> list[np.ndarray]:
@@ -153,6 +172,30 @@ def make_splits(
     return splits, overlap
 
 
+def jobs(splits: Sequence[Split], y_R: Tensor, plan: Plan, left_out: int | None) -> list[Job]:
+    """The students of the experiment, in the order of the table."""
+    T, own, everything = plan.temperature, [split.labelled for split in splits], [split.train for split in splits]
+    softened = f"teacher, T = {T:g}"
+    some = [
+        Job("kinds", HARD, own),
+        Job("kinds", TUNED, own, penalty=None),
+        Job("kinds", f"smoothed labels, {plan.smoothing:g}", own, smoothing=plan.smoothing),
+        Job("kinds", "teacher, T = 1", own, from_teacher=True),
+        Job("kinds", softened, own, from_teacher=True, temperature=T),
+        Job("full", "hard labels, penalised", everything, penalty=plan.teacher_penalty),
+        Job("full", softened, everything, from_teacher=True, temperature=T),
+    ]
+    if left_out is not None:
+        own = [rows[y_R[rows] != left_out] for rows in own]
+        everything = [rows[y_R[rows] != left_out] for rows in everything]
+        some += [
+            Job("without", HARD, own),
+            Job("without", softened, own, from_teacher=True, temperature=T),
+            Job("without", f"{softened}, all rows", everything, from_teacher=True, temperature=T),
+        ]
+    return [job for number, job in enumerate(some) if T != 1 or number != 4]
+
+
 def experiment(
     splits: Sequence[Split],
     y_R: Tensor,
@@ -161,12 +204,15 @@ def experiment(
     *,
     teacher_RC: Tensor | None = None,
     left_out: int | None = None,
-    test_train_ratio: float | None = None,
     stage: Stage = lambda name, share: lambda done: None,
 ) -> Results:
     """Train the teacher and every kind of student on every split.
 
     Args:
+        splits: from `make_splits`.
+        y_R: labels of all the rows.
+        classes: C.
+        plan: the numbers.
         teacher_RC: the logits of a teacher that exists already; without them a bag of MLPs is trained on every split,
             whose logits are the logarithm of the members' mean probability.
         left_out: a class that the students of the last part never see.
@@ -174,38 +220,124 @@ def experiment(
 
     Raises: ValueError where a split has too few rows for what is asked.
     """
-    lab = _Laboratory(list(splits), y_R, classes, plan, stage)
-    lab.budget(builtin=teacher_RC is None, left_out=left_out)
+    todo = jobs(splits, y_R, plan, left_out)
+    bagging = 0.0 if teacher_RC is not None else sum(len(split.train) + 100.0 for split in splits) * plan.members
+    whole = bagging + sum(job.cost(plan) for job in todo)
     bags: list[list[torch.nn.Module]] = []
     if teacher_RC is None:
-        bags = lab.bags()
-        lab.teacher_RC = [bag_logits(bag, split.x_RD) for bag, split in zip(bags, splits)]
+        bags = _bags(splits, y_R, classes, plan, stage("teacher", bagging / whole))
+        teachers = [bag_logits(bag, split.x_RD) for bag, split in zip(bags, splits)]
     else:
-        lab.teacher_RC = [teacher_RC] * len(splits)
-    own, everything = [split.labelled for split in splits], [split.train for split in splits]
-    smoothed, softened = f"smoothed labels {plan.smoothing:g}", f"teacher, T = {plan.temperature:g}"
-    kinds = [
-        lab.train("hard labels", own),
-        lab.tuned("hard labels, tuned penalty", own),
-        lab.train(smoothed, own, smoothing=plan.smoothing),
-        lab.train("teacher, T = 1", own, temperature=1.0),
-    ]
-    if plan.temperature != 1:
-        kinds.append(lab.train(softened, own, temperature=plan.temperature))
-    full = [
-        lab.train("hard labels, all rows", everything, penalty=[plan.teacher_penalty] * len(splits)),
-        lab.train(f"{softened}, all rows", everything, temperature=plan.temperature),
-    ]
-    without = []
-    if left_out is not None:
-        own, everything = lab.leave_out(own, left_out), lab.leave_out(everything, left_out)
-        without = [
-            lab.train("hard labels", own),
-            lab.train(softened, own, temperature=plan.temperature),
-            lab.train(f"{softened}, all rows", everything, temperature=plan.temperature),
+        teachers = [teacher_RC] * len(splits)
+    results = Results(list(splits), y_R, classes, teachers, bags, left_out=left_out)
+    for job in todo:
+        tick = stage(job.name, job.cost(plan) / whole)
+        getattr(results, job.group)[job.name] = _students(job, results, plan, tick)
+    return results
+
+
+def _networks(count: int, split: Split, classes: int, plan: Plan, stream: int) -> list[torch.nn.Module]:
+    """`count` networks whose starts depend on the seed and the stream alone: kinds of students start alike."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([plan.seed, stream]).generate_state(1)[0]))
+    return [Mlp(split.x_RD.shape[1], plan.hidden, classes, generator=generator) for _ in range(count)]
+
+
+def _bags(
+    splits: Sequence[Split], y_R: Tensor, classes: int, plan: Plan, tick: Callable[[float], None]
+) -> list[list[torch.nn.Module]]:
+    members = [split for split in splits for _ in range(plan.members)]
+    networks = _networks(len(members), splits[0], classes, plan, TEACHER)
+    fit(
+        networks,
+        [split.x_RD[split.train] for split in members],
+        [y_R[split.train] for split in members],
+        classes,
+        penalty=plan.teacher_penalty,
+        evaluations=plan.evaluations,
+        tick=tick,
+    )
+    return [networks[start : start + plan.members] for start in range(0, len(networks), plan.members)]
+
+
+def _students(job: Job, results: Results, plan: Plan, tick: Callable[[float], None]) -> Kind:
+    """Train one kind of student on every split."""
+    splits, classes = results.splits, results.classes
+    networks = _networks(len(splits), splits[0], classes, plan, STUDENT)
+    penalty = [job.penalty or 0.0] * len(splits)
+    rest = tick
+    if job.penalty is None:
+        inner = len(plan.penalties) * plan.inner_folds
+        penalty = _chosen_penalties(job, results, plan, lambda done: tick(done * inner / (inner + 1)))
+
+        def rest(done: float) -> None:
+            tick(done / (inner + 1))
+
+    curve: dict[str, list[float]] = {"step": [], "cross_entropy": [], "entropy": []}
+
+    def watch(evaluation: int, forward: Forward) -> None:
+        if evaluation != _rounded(evaluation):
+            return
+        scores = [
+            nll(Logits(z_mC), teacher(teacher_RC[split.test])).mean()
+            for z_mC, teacher_RC, split in zip(forward(held), results.teacher_RC, splits)
         ]
-    named: list[dict[str, Kind]] = [{kind.name: kind for kind in some} for some in (kinds, full, without)]
-    return Results(list(splits), y_R, classes, lab.teacher_RC, bags, *named, left_out, test_train_ratio)
+        curve["step"].append(evaluation)
+        curve["cross_entropy"].append(float(torch.stack([score.cross_entropy for score in scores]).mean()))
+        curve["entropy"].append(float(torch.stack([score.entropy for score in scores]).mean()))
+
+    held = [split.x_RD[split.test] for split in splits]
+    targets = results.teacher_RC if job.from_teacher else [results.y_R] * len(splits)
+    trained = fit(
+        networks,
+        [split.x_RD[rows] for split, rows in zip(splits, job.rows)],
+        [target[rows] for target, rows in zip(targets, job.rows)],
+        classes,
+        smoothing=job.smoothing,
+        temperature=job.temperature,
+        penalty=penalty,
+        evaluations=plan.evaluations,
+        watch=watch if job.group == "kinds" else None,
+        tick=rest,
+    )
+    with torch.no_grad():
+        logits = [network(x_mD) for network, x_mD in zip(networks, held)]
+    return Kind(job, networks, logits, trained, penalty, curve)
+
+
+def _chosen_penalties(job: Job, results: Results, plan: Plan, tick: Callable[[float], None]) -> list[float]:
+    """The penalty of each split with the least cross-validated negative log-likelihood on the rows of the job.
+
+    Every penalty is tried on every inner fold of every split: one stack of networks, which share their starts.
+    """
+    classes = results.classes
+    x, y, penalties, held = [], [], [], []
+    for penalty in plan.penalties:  # outermost, since those with the same penalty arrive together
+        for split, rows in zip(results.splits, job.rows):
+            y_n = results.y_R[rows]
+            for fold in folds(y_n.numpy(), plan.inner_folds, plan.seed):
+                kept = torch.ones(len(rows), dtype=torch.bool)
+                kept[torch.from_numpy(fold)] = False
+                x.append(split.x_RD[rows[kept]])
+                y.append(y_n[kept])
+                held.append((split.x_RD[rows[~kept]], y_n[~kept]))
+                penalties.append(penalty)
+    networks = _networks(len(x), results.splits[0], classes, plan, INNER)
+    fit(networks, x, y, classes, penalty=penalties, evaluations=plan.evaluations, tick=tick)
+    with torch.no_grad():
+        losses = [
+            nll(Logits(network(x_mD)), labels(y_m, classes)).cross_entropy.sum()
+            for network, (x_mD, y_m) in zip(networks, held)
+        ]
+    total = torch.stack(losses).reshape(len(plan.penalties), len(results.splits), plan.inner_folds).sum(2)
+    return [plan.penalties[int(best)] for best in total.argmin(0)]
+
+
+def _rounded(evaluation: int) -> int:
+    """Where a learning curve is drawn: each evaluation up to 10, and a tenth further each time from there on."""
+    point = 0
+    while point < evaluation:
+        point += max(1, point // 10)
+    return point
 
 
 def bag_logits(bag: Sequence[torch.nn.Module], x_RD: Tensor) -> Tensor:
@@ -241,17 +373,3 @@ def measure(z_mC: Tensor, y_m: Tensor, teacher_mC: Tensor) -> dict[str, float]:
         "agreement": float((prediction_m == teacher_mC.argmax(1)).double().mean()),
         "calibration_error": calibration_error(torch.softmax(z_mC, 1).numpy(), y_m.numpy()).mean,
     }
-
-
-@dataclass(eq=False)
-class _Laboratory:
-    """The splits with what every training shares."""
-
-    splits: list[Split]
-    y_R: Tensor
-    classes: int
-    plan: Plan
-    stage: Stage
-    teacher_RC: list[Tensor] = field(default_factory=list)
-    costs: dict[str, float] = field(default_factory=dict)
-"""

@@ -6,8 +6,10 @@ P parameters of a network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -16,9 +18,11 @@ from likely._checks import require
 from likely.heads import Logits
 from likely.objective import Term, objective
 from likely.targets import Target, labels, teacher
-from likely.training.minimise import minimise
+from likely.training.minimise import Minimum, minimise
 
-_BYTES = 1 << 28  # a stack whose inputs and gradients would take more is trained in parts
+# A stack is trained in parts of so many networks, and so many rows: enough to outweigh the overhead of a call, few
+# enough to stay in the cache.
+_NETWORKS, _ROWS = 40, 6400
 
 Forward = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -96,9 +100,8 @@ def fit(
 
         loss_b = T² · mean_n CE(p_n, softmax(z_n / T)) + penalty_b / 2 · ‖weights_b‖²
 
-    The first part is `likely.objective`, formed once for the whole stack with rows weighted by 1/n_b, so that its sum is
-    the sum of the networks' means. A row adds nothing to another network's loss or gradient: the result is that of B
-    separate fits.
+    The first part is `likely.objective`, formed once for the whole stack, its rows weighted by 1/n_b, so that it is the
+    sum of the networks' means. A row adds nothing to another network's loss or gradient.
 
     Args:
         networks: B modules of one architecture, mapping (n, D) to (n, C).
@@ -125,27 +128,21 @@ def fit(
     require(len(x) == B and len(target) == B, f"x, target: {len(x)} and {len(target)} of them for {B} networks")
     penalties = [float(penalty)] * B if isinstance(penalty, (int, float)) else list(penalty)
     require(len(penalties) == B, f"penalty: {len(penalties)} of them for {B} networks")
-    require(watch is None or len(list(_parts(networks, x))) == 1, "watch: the stack is too large to be watched")
-    losses, converged, most = [], [], 0
-    for part in _parts(networks, x):
+    hard = target[0].dim() == 1
+    require(hard or smoothing == 0, "smoothing: is for labels; a teacher's logits say themselves how sure they are")
+
+    def train(part: slice, stop: Event) -> Minimum:
         stack = Stack(networks[part])
         x_BnD, weight_N = _padded(x[part])
-        y = target[part]
-        if y[0].dim() == 1:
-            flat = torch.cat([_pad(one, x_BnD.shape[1]) for one in y])
-            goal = labels(flat, classes, smoothing=smoothing, weight=weight_N)
-        else:
-            require(smoothing == 0, "smoothing: is for labels; a teacher's logits say themselves how sure they are")
-            goal = teacher(torch.cat([_pad(one, x_BnD.shape[1]) for one in y]), weight=weight_N)
-        share = len(y) / B
-        left = share
+        y = torch.cat([_pad(one, x_BnD.shape[1]) for one in target[part]])
+        goal = labels(y, classes, smoothing=smoothing, weight=weight_N) if hard else teacher(y, weight=weight_N)
+        share = len(stack.networks) / B
 
-        def progress(evaluation: int, theta_BP: Tensor, stack: Stack = stack, share: float = share) -> None:
-            nonlocal left
+        def progress(evaluation: int, theta_BP: Tensor) -> None:
+            if stop.is_set():
+                raise InterruptedError("stopped")
             if tick is not None and evaluation:
-                step = share / evaluations
-                left -= step
-                tick(step)
+                tick(share / evaluations)
             if watch is not None:
                 watch(evaluation, lambda held: _logits(stack, theta_BP, held))
 
@@ -156,12 +153,37 @@ def fit(
             watch=progress,
         )
         if tick is not None:
-            tick(left)
+            tick(share * (1 - found.evaluations / evaluations))
         stack.set(found.theta)
-        losses.append(found.loss)
-        converged.append(found.converged)
-        most = max(most, found.evaluations)
-    return Trained(torch.cat(losses), torch.cat(converged), most)
+        return found
+
+    found = _in_threads(train, [slice(0, B)] if watch is not None else _parts(x))
+    return Trained(
+        torch.cat([one.loss for one in found]),
+        torch.cat([one.converged for one in found]),
+        max(one.evaluations for one in found),
+    )
+
+
+def _in_threads(train: Callable[[slice, Event], Minimum], parts: list[slice]) -> list[Minimum]:
+    """Train the parts side by side, one thread each.
+
+    torch's own threads share out every product, and wait for each other at the end of each: on a busy machine that is
+    many times slower. Whole parts wait for nothing. What the parts are does not depend on the number of threads.
+    """
+    threads, stop = torch.get_num_threads(), Event()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+            futures = [pool.submit(train, part, stop) for part in parts]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:  # an error or Ctrl-C: what has begun ends at its next evaluation
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _stacked_loss(
@@ -188,13 +210,10 @@ def _stacked_loss(
     return evaluate
 
 
-def _parts(networks: Sequence[torch.nn.Module], x: Sequence[Tensor]) -> Iterator[slice]:
-    """Slices of the stack that are held in memory at once."""
-    longest = max(len(one) for one in x)
-    widths = sum(p.shape[0] for p in networks[0].parameters()) + x[0].shape[1]
-    size = max(1, _BYTES // (8 * longest * widths))
-    for start in range(0, len(networks), size):
-        yield slice(start, start + size)
+def _parts(x: Sequence[Tensor]) -> list[slice]:
+    """Slices of the stack that are trained together."""
+    size = max(1, min(_NETWORKS, _ROWS // max(len(one) for one in x)))
+    return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
 def _padded(x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

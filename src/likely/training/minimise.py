@@ -1,15 +1,16 @@
 """Limited-memory BFGS for a stack of independent problems, each at its own pace.
 
 Small networks spend their time in overhead, not in arithmetic. A stack of B of them is evaluated in one call, so that
-forty cross-validation fits cost little more than one. The problems stay independent: each has its own history, its own
-step length and its own end.
+forty cross-validation fits cost little more than one. The problems stay independent: each has its own curvature, its
+own step length and its own end.
 
 Legend: B problems, P parameters of each, m remembered steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,16 +65,14 @@ def minimise(
             [-3.0000,  0.5000]], dtype=torch.float64)
     """
     theta = start_BP.clone()
-    B, P = theta.shape
     loss, gradient = objective(theta)
     require(bool(torch.isfinite(loss).all()), "objective: is not finite where it starts; check features and targets")
     if watch is not None:
         watch(0, theta)
-    every = torch.arange(B)
-    steps_mBP, changes_mBP = theta.new_zeros(history, B, P), theta.new_zeros(history, B, P)
-    inverse_mB = theta.new_zeros(history, B)  # 1 / ⟨step, change⟩; 0 where nothing is remembered, which then adds nothing
+    # One ring of pairs for all. Of a problem that has no pair from an evaluation it holds 1 / ⟨step, change⟩ = 0, which
+    # adds nothing to the recursion.
+    pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=history)
     scale_B = 1 / gradient.norm(dim=1).clamp_min(1.0)
-    slot_B = torch.zeros(B, dtype=torch.long)
     direction = -scale_B[:, None] * gradient
     slope_B = (gradient * direction).sum(1)
     length_B = torch.ones_like(loss)
@@ -94,41 +93,39 @@ def minimise(
         stuck |= active & ~taken & (length_B < 1e-12)
 
         step, change = trial - theta, trial_gradient - gradient
-        product_B = (step * change).sum(1)
+        product_B = torch.linalg.vecdot(step, change)
         curved = taken & (product_B > _CURVATURE * step.norm(dim=1) * change.norm(dim=1))
-        rows, slots = every[curved], slot_B[curved]
-        steps_mBP[slots, rows], changes_mBP[slots, rows] = step[curved], change[curved]
-        inverse_mB[slots, rows] = 1 / product_B[curved]
-        scale_B[curved] = product_B[curved] / change[curved].square().sum(1)
-        slot_B[curved] = (slots + 1) % history
+        if bool(curved.any()):
+            inverse_B = torch.where(curved, 1 / product_B, 0.0)
+            # Pairs that are not used may hold anything, also NaN, which 0 · NaN would let through.
+            pairs.append((_where(curved, step), _where(curved, change), inverse_B))
+            scale_B = torch.where(curved, product_B / change.square().sum(1), scale_B)
 
         converged |= taken & (gain <= flat * loss.abs())
-        theta = torch.where(taken[:, None], trial, theta)
+        theta = trial if bool(taken.all()) else torch.where(taken[:, None], trial, theta)
         loss = torch.where(taken, trial_loss, loss)
-        gradient = torch.where(taken[:, None], trial_gradient, gradient)
+        gradient = trial_gradient if bool(taken.all()) else torch.where(taken[:, None], trial_gradient, gradient)
         converged |= taken & (gradient.abs().amax(1) <= tolerance)
-        turned = _direction(gradient, steps_mBP, changes_mBP, inverse_mB, scale_B, slot_B)
-        direction = torch.where(taken[:, None], turned, direction)
-        slope_B = (gradient * direction).sum(1)
+        direction = torch.where(taken[:, None], _direction(gradient, pairs, scale_B), direction)
+        slope_B = torch.linalg.vecdot(gradient, direction)
         if watch is not None:
             watch(done, theta)
     return Minimum(theta, loss, gradient.abs().amax(1), converged, done)
 
 
-def _direction(
-    gradient_BP: Tensor, steps_mBP: Tensor, changes_mBP: Tensor, inverse_mB: Tensor, scale_B: Tensor, slot_B: Tensor
-) -> Tensor:
-    """−H·gradient by the two-loop recursion, newest pair first and then oldest first; each problem has its own ring."""
-    history, B, _ = steps_mBP.shape
-    every = torch.arange(B)
-    order = [(slot_B - 1 - age) % history for age in range(history)]
+def _direction(gradient_BP: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scale_B: Tensor) -> Tensor:
+    """−H·gradient by the two-loop recursion: the newest pair first, then the oldest first."""
     q, weights = gradient_BP.clone(), []
-    for slot in order:
-        weight_B = inverse_mB[slot, every] * (steps_mBP[slot, every] * q).sum(1)
-        q -= weight_B[:, None] * changes_mBP[slot, every]
+    for step, change, inverse_B in reversed(pairs):
+        weight_B = inverse_B * torch.linalg.vecdot(step, q)
+        q.addcmul_(weight_B[:, None], change, value=-1)
         weights.append(weight_B)
     q *= scale_B[:, None]
-    for slot, weight_B in zip(reversed(order), reversed(weights)):
-        back_B = inverse_mB[slot, every] * (changes_mBP[slot, every] * q).sum(1)
-        q += (weight_B - back_B)[:, None] * steps_mBP[slot, every]
-    return -q
+    for (step, change, inverse_B), weight_B in zip(pairs, reversed(weights)):
+        back_B = inverse_B * torch.linalg.vecdot(change, q)
+        q.addcmul_((weight_B - back_B)[:, None], step)
+    return q.neg_()
+
+
+def _where(kept_B: Tensor, rows_BP: Tensor) -> Tensor:
+    return rows_BP if bool(kept_B.all()) else torch.where(kept_B[:, None], rows_BP, 0.0)

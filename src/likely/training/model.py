@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from likely._checks import require
 from likely._files import new_folder
@@ -36,7 +36,8 @@ class Model:
         network: "linear", "binary" or "mlp:H", as `likely.training.networks.build` reads it.
         module: that network, in float32 or float64; it maps (N, D) to (N, C), or to (N, 1) where it is "binary".
         classes: C classes, text, numbers or booleans.
-        metadata: how it was trained; whatever JSON can hold.
+        metadata: how it was trained; whatever JSON can hold. `target` lists the columns that were the target, those of
+            probabilities in the order of the classes.
 
     >>> from likely.training.networks import build
     >>> encoder = Encoder.fit({"x": [0.0, 1.0]})
@@ -109,7 +110,7 @@ class Model:
         tensors = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.module.state_dict().items()
         }
-        save_file(tensors, folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(tensors))
         description = {
             "format": FORMAT,
             "likely": importlib.metadata.version("likely"),

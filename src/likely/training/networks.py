@@ -6,6 +6,7 @@ Shapes: N rows, C classes, D features, H hidden units.
 from __future__ import annotations
 
 import torch
+from torch.nn.utils import skip_init
 
 from likely._checks import require
 
@@ -37,14 +38,13 @@ class Mlp(torch.nn.Module):
         super().__init__()
         for name, size in (("in_features", in_features), ("hidden", hidden), ("classes", classes)):
             require(size > 0, f"{name}: must be at least 1, got {size}")
-        self.hidden = torch.nn.Linear(in_features, hidden, dtype=dtype)
-        self.out = torch.nn.Linear(hidden, classes, dtype=dtype)
-        if generator is not None:
-            with torch.no_grad():
-                for layer in (self.hidden, self.out):
-                    bound = layer.in_features**-0.5
-                    layer.weight.uniform_(-bound, bound, generator=generator)
-                    layer.bias.uniform_(-bound, bound, generator=generator)
+        self.hidden = skip_init(torch.nn.Linear, in_features, hidden, dtype=dtype)
+        self.out = skip_init(torch.nn.Linear, hidden, classes, dtype=dtype)
+        with torch.no_grad():
+            for layer in (self.hidden, self.out):
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
         return self.out(torch.tanh(self.hidden(x_ND)))
@@ -72,7 +72,7 @@ def build(
     """
     if network in ("linear", "binary"):
         require(network == "linear" or classes == 2, f"network: 'binary' has two classes, not {classes}; use 'linear'")
-        layer = torch.nn.Linear(in_features, classes if network == "linear" else 1, dtype=dtype)
+        layer = skip_init(torch.nn.Linear, in_features, classes if network == "linear" else 1, dtype=dtype)
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
         return layer
