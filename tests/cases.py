@@ -169,7 +169,11 @@ def _probabilities(
 
 def _measure(*, signed: bool = False, class_weight: bool = False) -> Callable[[Draw], Made]:
     def make(draw: Draw) -> Made:
-        mu = draw.rng.normal(size=(draw.rows, draw.classes)) if signed else draw.rng.gamma(1, 2, (draw.rows, draw.classes))
+        mu = (
+            draw.rng.normal(size=(draw.rows, draw.classes))
+            if signed
+            else draw.rng.gamma(1, 2, (draw.rows, draw.classes))
+        )
         if draw.rows > 2:
             mu[1, 0], mu[2] = 0, 0
         mu_NC = draw.tensor(draw.columns(mu))
@@ -277,7 +281,9 @@ TARGETS: dict[str, Callable[[Draw], Made]] = {
     "teacher linear row weight": _teacher(linear=True, row_weight=True),
 }
 
-DISTRIBUTIONS = [name for name in TARGETS if not any(word in name for word in ("class weight", "measure", "all", "ignored"))]
+DISTRIBUTIONS = [
+    name for name in TARGETS if not any(word in name for word in ("class weight", "measure", "all", "ignored"))
+]
 
 
 def make(name: str, **sizes: Any) -> Made:

@@ -12,7 +12,7 @@ One objective: the head gives logits `z`, the target a distribution `p`, and the
 
 from typing import Any
 
-from likely import measures
+from likely import functional, measures, nn
 from likely.divergences import jensen_shannon, reverse_kl
 from likely.forms import Dense, Sparse, Target
 from likely.heads import Binary, Head, Linear, Logits
@@ -37,12 +37,14 @@ __all__ = [
     "Target",
     "Term",
     "estimate",
+    "functional",
     "jensen_shannon",
     "labels",
     "load",
     "measure",
     "measures",
     "nll",
+    "nn",
     "objective",
     "probabilities",
     "reverse_kl",

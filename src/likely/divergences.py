@@ -110,9 +110,7 @@ def _kl(log_a_nC: Tensor, log_b_nC: Tensor) -> Tensor:
     return torch.where(empty, 0, safe_a.exp() * ratio).sum(dim=-1)
 
 
-def _rows(
-    head: Head, teacher: Any, temperature: float, rows_of: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _rows(head: Head, teacher: Any, temperature: float, rows_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     own = teacher if isinstance(teacher, Head) else Logits(as_tensor(teacher, "teacher"))
     require(temperature > 0, f"temperature: is {temperature}; it is a positive number")
     require(

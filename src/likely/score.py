@@ -85,11 +85,11 @@ class Score:
 
     def _means(self, total: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         share_N = shares(self.weight, self.count, total)
-        idle_N = share_N == 0  # an infinite loss of a row that weighs nothing is not a loss
 
         def mean(rows_N: Tensor | None) -> Tensor | None:
             if rows_N is None:
                 return None
+            idle_N = (share_N == 0) & ~torch.isfinite(rows_N)  # an infinite loss that weighs nothing is not a loss
             return (torch.where(idle_N, 0, rows_N) * share_N.to(rows_N.dtype)).sum()
 
         first = mean(self.cross_entropy)

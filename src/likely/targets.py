@@ -73,7 +73,11 @@ def labels(
     Source: Szegedy et al., Rethinking the Inception Architecture, 2015; `torch.nn.CrossEntropyLoss`.
     """
     y = as_tensor(y, "y")
-    require(is_integer(y), f"y: has dtype {y.dtype}; labels are integers (probabilities go through probabilities())", TypeError)
+    require(
+        is_integer(y),
+        f"y: has dtype {y.dtype}; labels are integers (probabilities go through probabilities())",
+        TypeError,
+    )
     require(y.dim() == 1, f"y: has shape {tuple(y.shape)}; labels are one integer per row")
     y = y.long()
     require_class_indices("y", y, classes, ignore_index)
@@ -294,7 +298,9 @@ def samples(
         value=value / sums_N[:, None],
         temperature=float(temperature),
         known_entropy=entropy,
-        no_entropy=None if entropy is not None else "samples do not know the entropy of what they were drawn from; "
+        no_entropy=None
+        if entropy is not None
+        else "samples do not know the entropy of what they were drawn from; "
         "give samples(..., entropy=), one value per row",
         weight=row_weight_N,
         count=count_N,

@@ -76,18 +76,23 @@ def jacobian(head: likely.Head) -> Any:
 def test_is_carried_back_to_every_tensor_of_the_head(target: str, head: str) -> None:
     made, own = make_case(target, head)
     temperature = made.temperatures[-1]
-    g_NC = torch.tensor(twin(double(own.logits()), made, temperature).gradient * (made.weight / made.count.sum())[:, None])
+    g_NC = torch.tensor(
+        twin(double(own.logits()), made, temperature).gradient * (made.weight / made.count.sum())[:, None]
+    )
     wanted = jacobian(own)(g_NC)
     for kernel in KERNELS:
         for way in ("rows", "objective"):
             with_grad, leaves = requiring_grad(own)
             # Buffers start as NaN, so that what a kernel never wrote shows.
-            with mock.patch.object(torch, "empty", nans(torch.empty)), mock.patch.object(
-                torch, "empty_like", nans(torch.empty_like)
+            with (
+                mock.patch.object(torch, "empty", nans(torch.empty)),
+                mock.patch.object(torch, "empty_like", nans(torch.empty_like)),
             ):
                 loss = weighted(kernel, with_grad, made.target, temperature, way)
                 found = kernel.gradients(loss, own, leaves)
-            torch.testing.assert_close(found, list(wanted), rtol=1e-12, atol=1e-13, msg=lambda m: f"{kernel} {way}: {m}")
+            torch.testing.assert_close(
+                found, list(wanted), rtol=1e-12, atol=1e-13, msg=lambda m: f"{kernel} {way}: {m}"
+            )
 
 
 def nans(make_empty: Any) -> Any:
@@ -99,8 +104,8 @@ def nans(make_empty: Any) -> Any:
 
 
 @pytest.mark.parametrize("kernel", [Kernel("eager"), Kernel("chunked", 2)], ids=str)
-@pytest.mark.parametrize("head", ["logits", "binary", "linear softcap"])
-@pytest.mark.parametrize("target", [t for t in TARGETS if t not in ("labels", "top_k uniform", "probabilities")])
+@pytest.mark.parametrize("head", ["binary", "linear softcap"])
+@pytest.mark.parametrize("target", [t for t in TARGETS if "row" not in t and t not in ("labels", "probabilities")])
 def test_gradcheck(target: str, head: str, kernel: Kernel) -> None:
     made, own = make_case(target, head, rows=3, classes=4)
     temperature = made.temperatures[-1]
@@ -124,7 +129,7 @@ def test_gradcheck(target: str, head: str, kernel: Kernel) -> None:
 def test_gradients_to_a_target_are_those_of_the_definition(temperature: float) -> None:
     draw = Draw("gradients to targets", rows=3)
     head = make_head("logits", rows=3)
-    weight_C, row_weight_N = draw.class_weight(), draw.row_weight() + 0.1
+    weight_C, row_weight_N = draw.class_weight(), draw.row_weight()
     mu_NC = torch.tensor(draw.rng.normal(size=(3, CLASSES)))
 
     def of_measure(mu: Tensor, class_weight: Tensor, weight: Tensor) -> Tensor:
@@ -136,8 +141,19 @@ def test_gradients_to_a_target_are_those_of_the_definition(temperature: float) -
         return likely.objective(head, likely.Term(target, temperature=temperature))[0]
 
     leaves = [t.clone().requires_grad_() for t in (mu_NC, weight_C, row_weight_N)]
-    assert torch.autograd.gradcheck(of_measure, leaves)
-    assert torch.autograd.gradcheck(of_labels, leaves[1:])
+    assert float(row_weight_N[1]) == 0  # which is where a masked row would lose its gradient
+    for function, given in ((of_measure, leaves), (of_labels, leaves[1:])):
+        found = torch.autograd.grad(function(*given), given)
+        for at, leaf in enumerate(given):
+            for entry in range(leaf.numel()):
+                # A weight may not be negative, so that the difference is a forward one, refined.
+                differences = []
+                for step in (1e-4, 5e-5):
+                    moved = [t.detach().clone() for t in given]
+                    moved[at].view(-1)[entry] += step
+                    differences.append((function(*moved) - function(*given)).detach() / step)
+                wanted = 2 * differences[1] - differences[0]
+                torch.testing.assert_close(found[at].reshape(-1)[entry], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_to_a_probability_of_zero_is_no_nan() -> None:
@@ -230,15 +246,14 @@ def test_each_row_has_its_own_cotangent(kernel: Kernel) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("target", [t for t in TARGETS if "all" not in t and "row" not in t])
+@pytest.mark.parametrize("target", [t for t in TARGETS if "bucket" not in t and "signed" not in t])
 def test_the_optimum_of_a_constant_head_is_the_mean_measure(target: str, kernel: Kernel) -> None:
-    """For labels these are the class frequencies: at q = Σ μ / Σ M the gradient of a bias alone is 0."""
+    """For labels these are the class frequencies: at q = Σ μ / Σ M the gradient of a bias alone is 0.
+
+    A signed measure has no optimum, and a bucket, which says nothing of its tail, more than one.
+    """
     made = make(target, rows=40)
-    if made.rest is not None:
-        pytest.skip("a bucket says nothing of its tail, so that its optimum is a set")
-    mu_C = made.mu(1.0).sum(axis=0)
-    if (mu_C <= 0).any():
-        pytest.skip("a signed measure has no optimum")
+    mu_C = made.weight @ made.mu(made.temperatures[0])
     bias_C = torch.tensor(np.log(mu_C / mu_C.sum())).requires_grad_()
     head = likely.Linear(torch.zeros(40, 1).double(), torch.zeros(CLASSES, 1).double(), bias_C)
     loss, _ = kernel.objective(head, likely.Term(made.target, temperature=made.temperatures[0]))

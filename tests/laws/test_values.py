@@ -41,7 +41,9 @@ def assert_close(ours: Tensor, true: Array, size: Array | float, relative: float
     gap = np.abs(double(ours) - true) / size
     worst = int(gap.argmax()) if gap.size else 0
     assert ours.shape == true.shape
-    assert np.all(gap <= relative), f"{what}: row {worst} is {double(ours)[worst]}, not {true[worst]} (gap {gap[worst]:.2e})"
+    assert np.all(gap <= relative), (
+        f"{what}: row {worst} is {double(ours)[worst]}, not {true[worst]} (gap {gap[worst]:.2e})"
+    )
 
 
 @dtypes
@@ -86,7 +88,9 @@ def measure_of(target: likely.Target, temperature: float, rows: slice = slice(No
     """The measure itself, a tile of it: minus the gradient at q = 0."""
     n = len(range(*rows.indices(target.rows)))
     tile = target.tile(rows, temperature, torch.float64)
-    return -tile.gradient_(torch.zeros(n, target.classes, dtype=torch.float64), lambda: torch.zeros(n, target.classes).double())
+    return -tile.gradient_(
+        torch.zeros(n, target.classes, dtype=torch.float64), lambda: torch.zeros(n, target.classes).double()
+    )
 
 
 @targets
@@ -138,7 +142,9 @@ def test_permuting_the_classes_permutes_the_measure_and_no_loss(target: str, hea
     other = make(target, order=order)
     for temperature in made.temperatures:
         permuted = double(measure_of(other.target, temperature))
-        np.testing.assert_allclose(permuted, double(measure_of(made.target, temperature))[:, order], rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(
+            permuted, double(measure_of(made.target, temperature))[:, order], rtol=1e-13, atol=1e-15
+        )
         for kernel in KERNELS[:2]:
             one = kernel.nll(own, made.target, temperature)
             two = kernel.nll(likely.Logits(own.z[:, order]), other.target, temperature)
@@ -191,7 +197,9 @@ def test_kl_is_zero_at_p_and_only_there(dtype: torch.dtype) -> None:
             for step in (1e-2, 1.0):
                 other_NC = z_NC.clone()
                 other_NC[:, 3] += step
-                assert (kernel.nll(likely.Logits(other_NC), likely.teacher(z_NC), temperature).kl > 0).mean(dtype=dtype) > 0.9
+                assert (kernel.nll(likely.Logits(other_NC), likely.teacher(z_NC), temperature).kl > 0).mean(
+                    dtype=dtype
+                ) > 0.9
 
 
 def test_labels_smoothed_in_both_spellings_agree() -> None:

@@ -140,9 +140,9 @@ class _Pass:
     def scaled_gradients(self, scale: Tensor) -> list[Tensor | None]:
         assert self.grads is not None
         return [
-            None if grad is None else (grad * scale.to(grad.dtype) if grad.dtype == self.head.acc else grad * scale).to(
-                own.dtype
-            )
+            None
+            if grad is None
+            else (grad * scale.to(grad.dtype) if grad.dtype == self.head.acc else grad * scale).to(own.dtype)
             for grad, own in zip(self.grads, (t if t is not None else torch.empty(0) for t in self.head.tensors))
         ]
 

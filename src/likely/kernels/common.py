@@ -28,6 +28,4 @@ class Result(NamedTuple):
 def transformed(*tensors: Tensor | None) -> bool:
     """Whether a tensor is inside `torch.func` or forward-mode differentiation, which need plain operations."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(
-        t is not None and (wrapped(t) or forward_ad.unpack_dual(t).tangent is not None) for t in tensors
-    )
+    return any(t is not None and (wrapped(t) or forward_ad.unpack_dual(t).tangent is not None) for t in tensors)

@@ -34,24 +34,32 @@ def run(
     # The head's products are in its own dtype already; an autocast that is on must not lower the rest.
     with torch.autocast(head.device.type, enabled=False):
         z_NC = head.logits()
-        rows = [_score(z_NC, target, temperature, entropy) for target, temperature in terms]
         if coefficients is None:
-            return Result(None, rows, None)
+            return Result(None, [_score(z_NC, target, temperature, entropy) for target, temperature in terms], None)
+        rows = [
+            _score(_where_wanted(z_NC, coefficient_N), target, temperature, entropy)
+            for (target, temperature), coefficient_N in zip(terms, coefficients)
+        ]
         loss = z_NC.new_zeros(())
         for score, coefficient_N in zip(rows, coefficients):
             loss = loss + weighted_sum(score.cross_entropy, coefficient_N)
         z_loss = None
         if z_coefficient is not None:
-            _, log_A_N, m_N, _ = normalise(z_NC)
+            _, log_A_N, m_N, _ = normalise(_where_wanted(z_NC, z_coefficient))
             z_loss = weighted_sum((log_A_N + m_N).square(), z_coefficient)
             loss, z_loss = loss + z_loss, z_loss.detach()
     detached = [RowScores(*(None if r is None else r.detach() for r in score)) for score in rows]
     return Result(loss, detached, z_loss)
 
 
+def _where_wanted(z_NC: Tensor, coefficient_N: Tensor) -> Tensor:
+    """The logits, constant in a row with coefficient 0: its gradient is 0 even where the logits are NaN."""
+    return torch.where((coefficient_N == 0)[:, None], z_NC.detach(), z_NC)
+
+
 def weighted_sum(rows_N: Tensor, coefficient_N: Tensor) -> Tensor:
     """`Σ coefficient · row`; a row with coefficient 0 adds 0 even when it is infinite."""
-    idle_N = coefficient_N == 0
+    idle_N = (coefficient_N == 0) & ~torch.isfinite(rows_N)
     return (torch.where(idle_N, 0, rows_N) * coefficient_N.to(rows_N.dtype)).sum()
 
 
