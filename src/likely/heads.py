@@ -44,15 +44,11 @@ class Head:
 
     @property
     def dtype(self) -> torch.dtype:
-        first = self.tensors[0]
-        assert first is not None
-        return first.dtype
+        return _present(self.tensors[0]).dtype
 
     @property
     def device(self) -> torch.device:
-        first = self.tensors[0]
-        assert first is not None
-        return first.device
+        return _present(self.tensors[0]).device
 
     @property
     def acc(self) -> torch.dtype:
@@ -104,6 +100,11 @@ def normalise(z_nC: Tensor, ignored_n: Tensor | None = None) -> tuple[Tensor, Te
     return s_nC, log_A_n, m_n, at_n
 
 
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
 def _floating(value: Any, name: str) -> Tensor:
     tensor = as_tensor(value, name)
     require(
@@ -150,7 +151,7 @@ class Logits(Head):
         return (self.z,)
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
-        return replace(self, z=tensors[0])
+        return replace(self, z=_present(tensors[0]))
 
     def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
         z = self.z[rows]
@@ -199,7 +200,7 @@ class Binary(Head):
         return (self.z,)
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
-        return replace(self, z=tensors[0])
+        return replace(self, z=_present(tensors[0]))
 
     def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
         z = self.z[rows].to(self.acc)
@@ -281,7 +282,7 @@ class Linear(Head):
         return (self.x, self.weight, self.bias)
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Head:
-        return replace(self, x=tensors[0], weight=tensors[1], bias=tensors[2])
+        return replace(self, x=_present(tensors[0]), weight=_present(tensors[1]), bias=tensors[2])
 
     def logits(self, rows: slice = ALL, out: Tensor | None = None) -> Tensor:
         x_nD = self.x[rows]
@@ -298,7 +299,7 @@ class Linear(Head):
 
     def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
         x, weight, bias = needed
-        sums = {"dtype": self.acc, "device": self.device}
+        sums: dict[str, Any] = {"dtype": self.acc, "device": self.device}
         return [
             torch.empty_like(self.x) if x else None,
             torch.zeros(self.weight.shape, **sums) if weight else None,

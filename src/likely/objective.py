@@ -125,10 +125,11 @@ def objective(
 
     Source: Hinton, Vinyals and Dean, 2015, section 2 (the factor T²); Chowdhery et al., PaLM, 2022 (the z-loss).
     """
-    listed = [terms] if isinstance(terms, Term | Target) else list(terms)
-    listed = [term if isinstance(term, Term) else Term(term) for term in listed]
+    given = [terms] if isinstance(terms, Term | Target) else terms
+    listed = [term if isinstance(term, Term) else Term(term) for term in given]
     require(len(listed) > 0, "terms: is empty; an objective has at least one term")
-    coefficients, counted_N = [], None
+    coefficients: list[Tensor] = []
+    counted_N: Tensor | None = None
     for term in listed:
         target = term.target
         share_N = shares(target.weight, target.count, total)

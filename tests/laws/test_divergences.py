@@ -44,7 +44,9 @@ def definition(name: str, log_q: Tensor, log_p: Tensor) -> Tensor:
 @every
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 3, ROWS])
-def test_equals_the_definition_with_its_gradient_in_blocks_of_any_size(name: str, temperature: float, rows: int) -> None:
+def test_equals_the_definition_with_its_gradient_in_blocks_of_any_size(
+    name: str, temperature: float, rows: int
+) -> None:
     head, leaves = requiring_grad(student)
     log_q = torch.log_softmax(head.logits() / temperature, dim=-1)
     wanted = definition(name, log_q, torch.log_softmax(teacher / temperature, dim=-1))

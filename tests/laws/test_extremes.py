@@ -185,7 +185,9 @@ def test_softcapped_logits_stay_below_the_cap(kernel: Kernel) -> None:
     x, weight = torch.full((2, 1), 1e30), torch.tensor([[1.0], [-1.0]])
     x.requires_grad_()
     score = kernel.nll(likely.Linear(x, weight, softcap=5.0), likely.labels([0, 1], 2))
-    torch.testing.assert_close(score.cross_entropy.detach(), torch.tensor([math.log1p(math.exp(-10)), 10 + math.log1p(math.exp(-10))]))
+    torch.testing.assert_close(
+        score.cross_entropy.detach(), torch.tensor([math.log1p(math.exp(-10)), 10 + math.log1p(math.exp(-10))])
+    )
     (grad,) = torch.autograd.grad(score.cross_entropy.sum(), x)
     assert (grad == 0).all()
 

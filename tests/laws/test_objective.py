@@ -10,7 +10,20 @@ import pytest
 import torch
 
 import likely
-from tests.cases import CLASSES, HEADS, KERNELS, ROWS, TARGETS, Draw, Kernel, double, make, make_case, make_head, requiring_grad
+from tests.cases import (
+    CLASSES,
+    HEADS,
+    KERNELS,
+    ROWS,
+    TARGETS,
+    Draw,
+    Kernel,
+    double,
+    make,
+    make_case,
+    make_head,
+    requiring_grad,
+)
 from tests.laws.twin import logsumexp, twin
 
 kernels = pytest.mark.parametrize("kernel", KERNELS, ids=str)
@@ -175,8 +188,11 @@ def test_an_infinite_loss_is_an_infinite_mean_of_which_no_error_is_known() -> No
 def test_rows_of_one_group_are_not_independent() -> None:
     made, own = make_case("labels", "logits", rows=60)
     score = likely.nll(own, made.target)
-    doubled = likely.Score(*(torch.cat([t, t]) for t in (score.cross_entropy, score.entropy, score.kl)), None,
-                           torch.cat([score.count, score.count]))
+    doubled = likely.Score(
+        *(torch.cat([t, t]) for t in (score.cross_entropy, score.entropy, score.kl)),
+        None,
+        torch.cat([score.count, score.count]),
+    )
     groups = list(range(60)) * 2
     true = score.estimate().cross_entropy
     assert abs(doubled.estimate(groups=groups).cross_entropy.standard_error - true.standard_error) < 1e-12

@@ -107,7 +107,9 @@ def test_a_record_of_every_class_is_the_distribution(tail: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tail", ["uniform", "renormalise", "bucket"])
-def test_a_half_precision_record_is_a_distribution_even_where_it_rounds_above_one(tail: str, dtype: torch.dtype) -> None:
+def test_a_half_precision_record_is_a_distribution_even_where_it_rounds_above_one(
+    tail: str, dtype: torch.dtype
+) -> None:
     p_NK = torch.tensor([[0.5, 0.503], [0.6, 0.3]]).to(dtype)
     target = likely.top_k([[0, 1], [2, 0]], p_NK, 5, tail=tail)
     mass_N = target.tile(slice(None), 1.0, torch.float64).mass()
@@ -131,7 +133,9 @@ def test_samples_are_unbiased_for_any_number_of_draws(draws: int) -> None:
     score = likely.nll(likely.Logits(leaf), target)
     exact = likely.nll(likely.Logits(z_C[None]), likely.probabilities(p_C[None]))
     for name in ("cross_entropy", "entropy", "kl"):
-        torch.testing.assert_close((chance_N * getattr(score, name)).sum(), getattr(exact, name)[0], rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(
+            (chance_N * getattr(score, name)).sum(), getattr(exact, name)[0], rtol=1e-13, atol=1e-14
+        )
     (grad,) = torch.autograd.grad((chance_N * score.cross_entropy).sum(), leaf)
     torch.testing.assert_close(grad.sum(dim=0), torch.softmax(z_C, dim=-1) - torch.tensor(p_C), rtol=1e-13, atol=1e-14)
 
@@ -149,7 +153,9 @@ def test_samples_converge_by_the_law_of_large_numbers() -> None:
 def test_samples_without_the_entropy_say_so() -> None:
     score = likely.nll(likely.Logits(torch.zeros(1, 3)), likely.samples([[0, 1]], [[2, 1]], 3))
     for name in ("entropy", "kl"):
-        with pytest.raises(ValueError, match=rf"{name}: samples do not know the entropy .*; give samples\(..., entropy=\)"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: samples do not know the entropy .*; give samples\(..., entropy=\)"
+        ):
             getattr(score, name)
     assert score.estimate().kl is None
 
@@ -183,7 +189,10 @@ def test_a_teacher_is_its_own_softmax(kernel: Kernel) -> None:
 
 def test_a_softcapped_teacher_is_capped_before_it_is_softened() -> None:
     draw = Draw("softcap")
-    x_ND, weight_CD = torch.tensor(draw.rng.normal(size=(ROWS, 4))), torch.tensor(3 * draw.rng.normal(size=(CLASSES, 4)))
+    x_ND, weight_CD = (
+        torch.tensor(draw.rng.normal(size=(ROWS, 4))),
+        torch.tensor(3 * draw.rng.normal(size=(CLASSES, 4))),
+    )
     capped_NC = 2 * torch.tanh(x_ND @ weight_CD.T / 2)
     head = make_head("logits")
     one = likely.nll(head, likely.teacher(likely.Linear(x_ND, weight_CD, softcap=2.0)), temperature=3.0)

@@ -1,8 +1,8 @@
 """Kernels: modules that compute the rows of an objective and their gradients.
 
 A kernel has `refuses(head, terms) -> reason or None` and `run(head, terms, coefficients, ...) -> Result`.  A term here
-is a pair of a Target and a temperature.  `run` of this package chooses: the one asked for by name, whose reason is raised
-when it refuses, or else the first that serves.
+is a pair of a Target and a temperature.  `run` of this package chooses: the one asked for by name, whose reason is
+raised when it refuses, or else the first that serves.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ and scaled once in the backward pass, so that a mean over many rows, or a gradie
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class _Pass:
     def __init__(self, head: Head, terms: Terms, known: Sequence[bool], needed: Sequence[bool]) -> None:
         self.head, self.terms, self.known = head.detached(), terms, known
         self.grads = self.head.gradient_buffers(needed) if any(needed) else None
-        empty = {"dtype": head.acc, "device": head.device}
+        empty: dict[str, Any] = {"dtype": head.acc, "device": head.device}
         self.rows = [[torch.empty(head.rows, **empty) for _ in range(3)] for _ in terms]
         self.loss = torch.zeros((), **empty)
         self.z_loss = torch.zeros((), **empty)

@@ -48,7 +48,7 @@ def run(
             _, log_A_N, m_N, _ = normalise(_where_wanted(z_NC, z_coefficient))
             z_loss = weighted_sum((log_A_N + m_N).square(), z_coefficient)
             loss, z_loss = loss + z_loss, z_loss.detach()
-    detached = [RowScores(*(None if r is None else r.detach() for r in score)) for score in rows]
+    detached = [RowScores(*(None if r is None else r.detach() for r in score)) for score in rows]  # type: ignore[arg-type]
     return Result(loss, detached, z_loss)
 
 

@@ -116,7 +116,7 @@ def folds(y_R: np.ndarray, splits: int, seed: int) -> list[np.ndarray]:
     """S disjoint folds that cover the rows, each with its share of every class.
 
     >>> [fold.tolist() for fold in folds(np.array([0, 0, 1, 1]), 2, seed=0)]
-    [[0, 3], [1, 2]]
+    [[0, 2], [1, 3]]
     """
     require(len(y_R) >= 2 * splits, f"splits: {splits} of them need {2 * splits} rows or more, there are {len(y_R)}")
     shuffled = np.random.default_rng(seed).permutation(len(y_R))
