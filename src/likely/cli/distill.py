@@ -3,18 +3,116 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from likely.cli import output
 from likely.cli.output import Json, Overwrite, Seed
+
+if TYPE_CHECKING:
+    from likely.training.distill import Distilled
 
 
 def distill(
-    data: Annotated[Path | None, typer.Argument(help="A table. By default scikit-learn's handwritten digits.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder.")] = Path("likely-distill"),
+    data: Annotated[
+        Path | None, typer.Argument(help="A table. Without one, the handwritten digits that ship with scikit-learn.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="The column of labels.")] = None,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMNS|FILE|builtin",
+            help="Columns of probabilities ('p_*'), a .npy or .npz of logits or probabilities, or a bag trained here.",
+        ),
+    ] = "builtin",
+    features: Annotated[
+        str | None,
+        typer.Option(help="Columns: names and globs, separated by commas. By default all not used elsewhere."),
+    ] = None,
+    categorical: Annotated[str, typer.Option(help="Columns of numbers that are categories; text always is.")] = "",
+    impute: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|median",
+            help="Fill missing numbers with it and missing categories with the most frequent; else they are refused.",
+        ),
+    ] = None,
+    leave_out: Annotated[str | None, typer.Option(help="A class that the students of a last part never see.")] = None,
+    splits: Annotated[int, typer.Option(min=2, help="How many times to hold out a part of the rows.")] = 8,
+    labelled: Annotated[int, typer.Option(min=1, help="How many rows the students see.")] = 100,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of a network.")] = 20,
+    temperature: Annotated[float, typer.Option(help="The T that softens teacher and student alike.")] = 4.0,
+    smoothing: Annotated[float, typer.Option(help="The share of the uniform distribution in smoothed labels.")] = 0.1,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for the models, the metrics and the report.")
+    ] = Path("likely-distill"),
     overwrite: Overwrite = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """TODO"""
+    """Distil a teacher into small students, and compare them.
+
+    Students of one architecture are trained on the same few rows: on their labels, without and with a penalty chosen by
+    cross-validation and with smoothing, and on the teacher's probabilities at T = 1 and at the temperature. All are
+    measured at T = 1 on rows held out, over several splits: error, cross-entropy to the teacher = its entropy + KL,
+    agreement, calibration. Numbers are standardised; of missing values and categories see `likely fit --help`. The
+    student is written as a model to OUT/student, and its predictions as a table.
+
+    \b
+    Example:
+      likely distill
+      likely distill train.csv --target species --teacher 'p_*' --out run
+      likely predict run/student test.csv --out predictions.csv
+      likely evaluate predictions.csv
+    """
+    from likely.training.distill import run
+
+    if data is not None:
+        output.refuse_inputs_inside(out, data)
+    settings = {"splits": splits, "labelled": labelled, "hidden": hidden, "temperature": temperature}
+    done = run(
+        data,
+        target=target,
+        teacher=teacher,
+        features=features,
+        categorical=categorical,
+        impute=impute,
+        leave_out=leave_out,
+        out=out,
+        overwrite=overwrite,
+        stamp=output.stamp("distill"),
+        write_metrics=output.write_metrics,
+        smoothing=smoothing,
+        seed=seed,
+        **settings,
+    )
+    if done.no_report is not None:
+        output.note(f"no report was written: {done.no_report}")
+    if as_json:
+        output.print_json({**done.metrics, "out": out})
+    else:
+        _show(done, out)
+
+
+def _show(done: Distilled, out: Path) -> None:
+    from likely.training import distill as found
+
+    outcome, metrics = done.outcome, done.metrics
+    print(
+        f"{output.printable(metrics['data'])}: {metrics['rows']:,} rows, held out in {len(outcome.results.splits)} parts"
+    )
+    print(f"{metrics['formula']}\n")
+    columns = ["student", *found.COLUMNS.values()]
+    output.print_table(columns, found.table_rows(outcome.rows))
+    print(f"{found.SPLITS}\n")
+    print("paired differences to hard labels with a tuned penalty, negative is better:")
+    output.print_table(found.DIFFERENCE_COLUMNS, found.difference_rows(outcome.differences))
+    print()
+    output.print_table(["with all the labels", *columns[1:]], found.table_rows(outcome.full))
+    print(found.full_sentence(outcome))
+    if outcome.recall:
+        print()
+        heading = f"class {metrics['left_out']} left out of the students' rows"
+        output.print_table([heading, "its recall %"], found.recall_rows(outcome))
+    print(f"\nwritten to {output.printable(out)}")

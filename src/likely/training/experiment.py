@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Event
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from likely.objective import nll
 from likely.targets import labels, teacher
 from likely.training.fit import Forward, Trained, fit
 from likely.training.networks import Mlp
+from likely.training.threads import in_threads
 
 # Streams of random starts: all kinds of students start alike, so that they differ in their targets alone.
 TEACHER, STUDENT, INNER = 0, 1, 2
@@ -39,7 +42,7 @@ class Plan:
     members: int = 4
     temperature: float = 4.0
     smoothing: float = 0.1
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     inner_folds: int = 5
     teacher_penalty: float = 1e-4
     evaluations: int = 300
@@ -230,9 +233,19 @@ def experiment(
     else:
         teachers = [teacher_RC] * len(splits)
     results = Results(list(splits), y_R, classes, teachers, bags, left_out=left_out)
-    for job in todo:
+
+    def run(job: Job, stop: Event) -> Kind:
         tick = stage(job.name, job.cost(plan) / whole)
-        getattr(results, job.group)[job.name] = _students(job, results, plan, tick)
+
+        def going_on(done: float) -> None:
+            if stop.is_set():
+                raise InterruptedError("stopped")
+            tick(done)
+
+        return _students(job, results, plan, going_on)
+
+    for job, kind in zip(todo, in_threads([partial(run, job) for job in todo])):
+        getattr(results, job.group)[job.name] = kind
     return results
 
 

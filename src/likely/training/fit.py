@@ -7,8 +7,8 @@ P parameters of a network.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 
 import torch
@@ -19,6 +19,7 @@ from likely.heads import Logits
 from likely.objective import Term, objective
 from likely.targets import Target, labels, teacher
 from likely.training.minimise import Minimum, minimise
+from likely.training.threads import in_threads
 
 # A stack is trained in parts of so many networks, and so many rows: enough to outweigh the overhead of a call, few
 # enough to stay in the cache.
@@ -157,33 +158,13 @@ def fit(
         stack.set(found.theta)
         return found
 
-    found = _in_threads(train, [slice(0, B)] if watch is not None else _parts(x))
+    # What the parts are does not depend on the number of threads, so that neither does what comes of them.
+    found = in_threads([partial(train, part) for part in (_parts(x) if watch is None else [slice(0, B)])])
     return Trained(
         torch.cat([one.loss for one in found]),
         torch.cat([one.converged for one in found]),
         max(one.evaluations for one in found),
     )
-
-
-def _in_threads(train: Callable[[slice, Event], Minimum], parts: list[slice]) -> list[Minimum]:
-    """Train the parts side by side, one thread each.
-
-    torch's own threads share out every product, and wait for each other at the end of each: on a busy machine that is
-    many times slower. Whole parts wait for nothing. What the parts are does not depend on the number of threads.
-    """
-    threads, stop = torch.get_num_threads(), Event()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(threads, len(parts))) as pool:
-            futures = [pool.submit(train, part, stop) for part in parts]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:  # an error or Ctrl-C: what has begun ends at its next evaluation
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _stacked_loss(
