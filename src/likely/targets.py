@@ -219,15 +219,21 @@ def top_k(index: Any, p: Any, classes: int, *, tail: str, temperature: float = 1
     sums_N = p.sum(dim=-1)
     if readable:
         twice_N = (index.sort(dim=-1).values.diff(dim=-1) == 0).any(dim=-1)
-        require(not bool(twice_N.any()), f"index: row {int(twice_N.int().argmax())} stores a class twice")
+        require(not bool(twice_N.any()), f"index: row {int(twice_N.int().argmax())} stores a class twice; add them up")
         wrong_N = ~torch.isfinite(p).all(dim=-1) | (p < 0).any(dim=-1)
-        require(not bool(wrong_N.any()), f"p: row {int(wrong_N.int().argmax())} holds a value that is no probability")
+        require(
+            not bool(wrong_N.any()),
+            f"p: row {int(wrong_N.int().argmax())} holds a value that is no probability; they are 0 … 1",
+        )
         most = int(sums_N.argmax())
-        require(float(sums_N[most]) <= 1 + tolerance, f"p: row {most} sums to {float(sums_N[most]):.6g}, more than 1")
+        require(
+            float(sums_N[most]) <= 1 + tolerance,
+            f"p: row {most} sums to {float(sums_N[most]):.6g}, more than 1; divide it by its sum",
+        )
         if tail == "renormalise" or stored == classes:
             least = int(sums_N.argmin())
             short = float(sums_N[least])
-            require(short > 0, f"p: row {least} has no mass to renormalise")
+            require(short > 0, f"p: row {least} has no mass to renormalise; leave it out")
             full = tail == "renormalise" or short >= 1 - tolerance
             require(full, f"p: row {least} sums to {short:.6g}, though all {classes} classes are stored")
     p = p / sums_N.clamp_min(1)[:, None]  # a sum over 1 within the tolerance above is rounding
@@ -286,8 +292,11 @@ def samples(
     sums_N = value.sum(dim=-1)
     if values_can_be_read(value) and value.numel():
         wrong_N = ~torch.isfinite(value).all(dim=-1) | (value < 0).any(dim=-1)
-        require(not bool(wrong_N.any()), f"count: row {int(wrong_N.int().argmax())} holds a value that is no count")
-        require(bool((sums_N > 0).all()), f"count: row {int(sums_N.argmin())} has no draws")
+        require(
+            not bool(wrong_N.any()),
+            f"count: row {int(wrong_N.int().argmax())} holds a value that is no count; they are finite and at least 0",
+        )
+        require(bool((sums_N > 0).all()), f"count: row {int(sums_N.argmin())} has no draws; leave it out")
     if entropy is not None:
         entropy = as_tensor(entropy, "entropy").to(value.device)
         require(entropy.shape == sums_N.shape, f"entropy: has shape {tuple(entropy.shape)}; it is one value per row")
@@ -383,7 +392,10 @@ def _row_weight(weight: Any, count_N: Tensor) -> tuple[Tensor | None, Tensor]:
     require_rows("weight", weight_N.shape[0], count_N.shape[0], "the target")
     if values_can_be_read(weight_N) and weight_N.numel():
         wrong_N = ~torch.isfinite(weight_N) | (weight_N < 0)
-        require(not bool(wrong_N.any()), f"weight: row {int(wrong_N.int().argmax())} is negative or not finite")
+        require(
+            not bool(wrong_N.any()),
+            f"weight: row {int(wrong_N.int().argmax())} is negative or not finite; a row to leave out has weight 0",
+        )
     if not weight_N.dtype.is_floating_point:
         weight_N = weight_N.to(torch.get_default_dtype())
     return weight_N, weight_N.double() * count_N  # a product of two half-precision weights is not rounded

@@ -41,7 +41,7 @@ def distill(
     leave_out: Annotated[str | None, typer.Option(help="A class that the students of a last part never see.")] = None,
     splits: Annotated[int, typer.Option(min=2, help="How many times to hold out a part of the rows.")] = 8,
     labelled: Annotated[int, typer.Option(min=1, help="How many rows the students see.")] = 100,
-    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of a network.")] = 20,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of a network.")] = 32,
     temperature: Annotated[float, typer.Option(help="The T that softens teacher and student alike.")] = 4.0,
     smoothing: Annotated[float, typer.Option(help="The share of the uniform distribution in smoothed labels.")] = 0.1,
     out: Annotated[
@@ -70,7 +70,6 @@ def distill(
 
     if data is not None:
         output.refuse_inputs_inside(out, data)
-    settings = {"splits": splits, "labelled": labelled, "hidden": hidden, "temperature": temperature}
     done = run(
         data,
         target=target,
@@ -83,9 +82,12 @@ def distill(
         overwrite=overwrite,
         stamp=output.stamp("distill"),
         write_metrics=output.write_metrics,
+        splits=splits,
+        labelled=labelled,
+        hidden=hidden,
+        temperature=temperature,
         smoothing=smoothing,
         seed=seed,
-        **settings,
     )
     if done.no_report is not None:
         output.note(f"no report was written: {done.no_report}")
@@ -99,9 +101,8 @@ def _show(done: Distilled, out: Path) -> None:
     from likely.training import distill as found
 
     outcome, metrics = done.outcome, done.metrics
-    print(
-        f"{output.printable(metrics['data'])}: {metrics['rows']:,} rows, held out in {len(outcome.results.splits)} parts"
-    )
+    parts = len(outcome.results.splits)
+    print(f"{output.printable(metrics['data'])}: {metrics['rows']:,} rows, held out in {parts} parts")
     print(f"{metrics['formula']}\n")
     columns = ["student", *found.COLUMNS.values()]
     output.print_table(columns, found.table_rows(outcome.rows))

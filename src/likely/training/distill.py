@@ -77,11 +77,11 @@ class Distilled:
 
 
 def digits() -> tuple[pa.Table, str]:
-    """The handwritten digits that ship with scikit-learn, 1,797 images of 8 × 8, and the name of their label."""
+    """The handwritten digits that ship with scikit-learn, 1,797 images of 8 × 8 from 0 to 1, and their label's name."""
     from sklearn.datasets import load_digits
 
     pixels, digit = load_digits(return_X_y=True)
-    columns = {f"pixel_{j // 8}_{j % 8}": pixels[:, j] for j in range(64)}
+    columns = {f"pixel_{j // 8}_{j % 8}": pixels[:, j] / 16 for j in range(64)}
     return pa.table({**columns, "digit": digit}), "digit"
 
 
@@ -134,7 +134,8 @@ def run(
         data: a path or anything that `likely.data.as_table` reads; the handwritten digits where it is None.
         target: the column of labels.
         teacher: columns of probabilities ("p_*"), a .npy or .npz file of logits or probabilities, or "builtin".
-        features, categorical, impute: as in `likely.data.Encoder.fit`; by default every column used nowhere else.
+        features, categorical, impute: as in `likely.data.Encoder.fit`; by default every column used nowhere
+            else. The columns of a table are standardised; pixels are left as they are, alike in scale already.
         leave_out: a class that the students of the last part never see; 3 for the digits.
         out: the folder, which appears whole or not at all.
         stamp, write_metrics: what the command line puts first in `metrics.json`, and what writes that file.
@@ -177,7 +178,11 @@ def run(
     encoders: list[Encoder] = []
 
     def encode(train: np.ndarray) -> np.ndarray:
-        encoders.append(Encoder.fit(table.take(pa.array(train)), names, categorical=categorical, impute=impute))
+        encoders.append(
+            Encoder.fit(
+                table.take(pa.array(train)), names, categorical=categorical, impute=impute, standardise=not default
+            )
+        )
         return encoders[-1].transform(table)
 
     y_R = torch.from_numpy(wanted.index_N)

@@ -33,24 +33,29 @@ class Plan:
     """What is trained, and how: the numbers of one experiment.
 
     A penalty is the λ in `loss + λ/2 · ‖weights‖²`, the loss being a mean in nats. That of the teacher is fixed
-    beforehand; that of the tuned student is chosen among `penalties` on its own labelled rows.
+    beforehand; that of the tuned student is chosen among `penalties` on its own labelled rows. `coarse_evaluations` of
+    the objective are for what takes long and gains little from more: penalised fits on all rows, as the teacher's, and
+    the inner folds of cross-validation.
     """
 
     splits: int = 8
     labelled: int = 100
-    hidden: int = 20
+    hidden: int = 32
     members: int = 4
     temperature: float = 4.0
     smoothing: float = 0.1
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     inner_folds: int = 5
-    teacher_penalty: float = 1e-4
-    evaluations: int = 300
+    teacher_penalty: float = 1e-3
+    evaluations: int = 200
+    coarse_evaluations: int = 150
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {"splits": 2, "labelled": 2 * self.inner_folds, "inner_folds": 2}
-        for name, smallest in (least | dict.fromkeys(("hidden", "members", "evaluations"), 1)).items():
+        for name, smallest in (
+            least | dict.fromkeys(("hidden", "members", "evaluations", "coarse_evaluations"), 1)
+        ).items():
             require(getattr(self, name) >= smallest, f"{name}: is {getattr(self, name)}; give {smallest} or more")
         require(self.temperature > 0, f"temperature: is {self.temperature}; it is a positive number")
         require(0 <= self.smoothing < 1, f"smoothing: is {self.smoothing}; it is at least 0 and below 1")
@@ -108,11 +113,14 @@ class Job:
     temperature: float = 1.0
     smoothing: float = 0.0
     penalty: float | None = 0.0  # None: chosen by cross-validation among the plan's
+    coarse: bool = False  # trained with the plan's coarse_evaluations
 
     def cost(self, plan: Plan) -> float:
-        """The work, in rows per evaluation of the objective; a network has some of its own whatever its rows."""
+        """The work, in rows times evaluations; a network has some of its own whatever its rows."""
         once = float(sum(len(rows) + 100 for rows in self.rows))
-        return once if self.penalty is not None else once * (1 + len(plan.penalties) * plan.inner_folds)
+        inner = len(plan.penalties) * plan.inner_folds if self.penalty is None else 0
+        last = plan.coarse_evaluations if self.coarse else plan.evaluations
+        return once * (last + inner * plan.coarse_evaluations)
 
 
 def folds(y_R: np.ndarray, splits: int, seed: int) -> list[np.ndarray]:
@@ -185,7 +193,7 @@ def jobs(splits: Sequence[Split], y_R: Tensor, plan: Plan, left_out: int | None)
         Job("kinds", f"smoothed labels, {plan.smoothing:g}", own, smoothing=plan.smoothing),
         Job("kinds", "teacher, T = 1", own, from_teacher=True),
         Job("kinds", softened, own, from_teacher=True, temperature=T),
-        Job("full", "hard labels, penalised", everything, penalty=plan.teacher_penalty),
+        Job("full", f"{HARD}, penalised", everything, penalty=plan.teacher_penalty, coarse=True),
         Job("full", softened, everything, from_teacher=True, temperature=T),
     ]
     if left_out is not None:
@@ -224,7 +232,8 @@ def experiment(
     Raises: ValueError where a split has too few rows for what is asked.
     """
     todo = jobs(splits, y_R, plan, left_out)
-    bagging = 0.0 if teacher_RC is not None else sum(len(split.train) + 100.0 for split in splits) * plan.members
+    bag = Job("teacher", "teacher", [split.train for split in splits for _ in range(plan.members)], coarse=True)
+    bagging = 0.0 if teacher_RC is not None else bag.cost(plan)
     whole = bagging + sum(job.cost(plan) for job in todo)
     bags: list[list[torch.nn.Module]] = []
     if teacher_RC is None:
@@ -266,7 +275,7 @@ def _bags(
         [y_R[split.train] for split in members],
         classes,
         penalty=plan.teacher_penalty,
-        evaluations=plan.evaluations,
+        evaluations=plan.coarse_evaluations,
         tick=tick,
     )
     return [networks[start : start + plan.members] for start in range(0, len(networks), plan.members)]
@@ -308,7 +317,7 @@ def _students(job: Job, results: Results, plan: Plan, tick: Callable[[float], No
         smoothing=job.smoothing,
         temperature=job.temperature,
         penalty=penalty,
-        evaluations=plan.evaluations,
+        evaluations=plan.coarse_evaluations if job.coarse else plan.evaluations,
         watch=watch if job.group == "kinds" else None,
         tick=rest,
     )
@@ -335,7 +344,7 @@ def _chosen_penalties(job: Job, results: Results, plan: Plan, tick: Callable[[fl
                 held.append((split.x_RD[rows[~kept]], y_n[~kept]))
                 penalties.append(penalty)
     networks = _networks(len(x), results.splits[0], classes, plan, INNER)
-    fit(networks, x, y, classes, penalty=penalties, evaluations=plan.evaluations, tick=tick)
+    fit(networks, x, y, classes, penalty=penalties, evaluations=plan.coarse_evaluations, tick=tick)
     with torch.no_grad():
         losses = [
             nll(Logits(network(x_mD)), labels(y_m, classes)).cross_entropy.sum()
