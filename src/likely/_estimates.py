@@ -95,7 +95,8 @@ def estimate(
         return Estimate(math.nan, math.nan, math.nan, math.nan, 0, confidence, None if g_N is None else 0)
     share_N = w_N / w_N.sum()  # before anything is squared: weights of 1e-300 would underflow
     with np.errstate(invalid="ignore", over="ignore"):  # an infinite value is an answer, not an accident
-        mean = float((share_N * v_N).sum())
+        # A constant has itself for a mean, and no spread: not what is left of the rounding of its shares.
+        mean = float(v_N[0] if (v_N == v_N[0]).all() else (share_N * v_N).sum())
         residual_N = share_N * (v_N - mean)
         if g_N is not None:
             _, g_N = np.unique(g_N[kept_N], return_inverse=True)
