@@ -1,22 +1,11 @@
-"""Mutants: one wrong line each, and the law that must catch it.  `python -m tests.mutants` lists those that survive.
+"""Mutants of the core: one wrong line each, and the law that must catch it.
 
-Every mutant is made in a copy of the package, never in the tree, and run against its law in a process of its own.
 A law that lets a mutant live is a wish; a mutant whose line is gone must be written anew.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import shutil
-import sys
-import tempfile
-import time
-from pathlib import Path
 from typing import NamedTuple
-
-ROOT = Path(__file__).resolve().parent.parent
-PRELOADED = ["torch", "numpy", "pytest", "hypothesis.extra.numpy", "hypothesis", "mpmath"]
 
 
 class Mutant(NamedTuple):
@@ -48,15 +37,37 @@ MUTANTS = [
         "small_losses",
     ),
     Mutant("heads.py", "    if ignored_n is not None:\n", "    if False:\n", "test_extremes.py", "ignored_row"),
-    Mutant("heads.py", "    s_nC = z_nC - m_n[:, None]\n", "    s_nC = z_nC - m_n[0]\n", "test_extremes.py", "logits_of_any"),
+    Mutant(
+        "heads.py",
+        "    s_nC = z_nC - m_n[:, None]\n",
+        "    s_nC = z_nC - m_n[0]\n",
+        "test_extremes.py",
+        "logits_of_any",
+    ),
     Mutant("heads.py", "1 - (z_nC / self.softcap).square_()", "1", "test_gradients.py", f"{CARRIED} and softcap"),
-    Mutant("heads.py", "return out if self.softcap is None", "return out if True", "test_values.py", f"{TWIN} and softcap"),
-    Mutant("heads.py", "dweight_CD.addmm_(", "dweight_CD.copy_(g_nC.T @ self.x[rows]) if 1 else (", "test_gradients.py", CARRIED),
+    Mutant(
+        "heads.py", "return out if self.softcap is None", "return out if True", "test_values.py", f"{TWIN} and softcap"
+    ),
+    Mutant(
+        "heads.py",
+        "dweight_CD.addmm_(",
+        "dweight_CD.copy_(g_nC.T @ self.x[rows]) if 1 else (",
+        "test_gradients.py",
+        CARRIED,
+    ),
     Mutant("heads.py", "dbias_C += g_nC.sum(dim=0)", "dbias_C.copy_(g_nC.sum(dim=0))", "test_gradients.py", CARRIED),
     Mutant("heads.py", "dweight_CD += g_nC.T @", "dweight_CD[:] = g_nC.T @", "test_precision.py", "bfloat16_gradient"),
-    Mutant("heads.py", 'sums = {"dtype": self.acc', 'sums = {"dtype": self.dtype', "test_precision.py", "bfloat16_gradient"),
+    Mutant(
+        "heads.py", 'Any] = {"dtype": self.acc', 'Any] = {"dtype": self.dtype', "test_precision.py", "bfloat16_gradient"
+    ),
     Mutant("heads.py", "torch.zeros(self.weight.shape", "torch.empty(self.weight.shape", "test_gradients.py", CARRIED),
-    Mutant("heads.py", "grads[0][rows] = g_nC[:, 1]", "grads[0][rows] = g_nC[:, 0]", "test_gradients.py", f"{CARRIED} and binary"),
+    Mutant(
+        "heads.py",
+        "grads[0][rows] = g_nC[:, 1]",
+        "grads[0][rows] = g_nC[:, 0]",
+        "test_gradients.py",
+        f"{CARRIED} and binary",
+    ),
     Mutant("heads.py", "            out += self.bias\n", "            pass\n", "test_values.py", f"{TWIN} and bias"),
     Mutant(
         "heads.py",
@@ -110,9 +121,23 @@ MUTANTS = [
     Mutant(CHUNKED, "A_n = log_A_n + m_n", "A_n = log_A_n", "test_objective.py", "z_loss"),
     Mutant(CHUNKED, "        self.loss += added\n", "", "test_objective.py", "z_loss"),
     Mutant(CHUNKED, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_objective.py", "mixture"),
-    Mutant(CHUNKED, "scaled_gradients(cotangent * ctx.scale)", "scaled_gradients(ctx.scale)", "test_gradients.py", "cotangent"),
-    Mutant(CHUNKED, "return (*none, *done.scaled_gradients(scale))", "return (*none, *done.grads)", "test_gradients.py", CARRIED),
-    Mutant(CHUNKED, "for c in cotangents[i : i + 3]", "for c in cotangents[i : i + 1]", "test_gradients.py", "cotangent"),
+    Mutant(
+        CHUNKED,
+        "scaled_gradients(cotangent * ctx.scale)",
+        "scaled_gradients(ctx.scale)",
+        "test_gradients.py",
+        "cotangent",
+    ),
+    Mutant(
+        CHUNKED,
+        "return (*none, *done.scaled_gradients(scale))",
+        "return (*none, *done.grads)",
+        "test_gradients.py",
+        CARRIED,
+    ),
+    Mutant(
+        CHUNKED, "for c in cotangents[i : i + 3]", "for c in cotangents[i : i + 1]", "test_gradients.py", "cotangent"
+    ),
     Mutant(CHUNKED, "        _ = ctx.saved_tensors  #", "        #", "test_gradients.py", "in_place"),
     Mutant(
         CHUNKED,
@@ -121,12 +146,26 @@ MUTANTS = [
         "test_gradients.py",
         "refused",
     ),
-    Mutant(CHUNKED, "known = [entropy and target.entropy_unknown() is None", "known = [True", "test_values.py", f"{TWIN} and signed"),
+    Mutant(
+        CHUNKED,
+        "known = [entropy and target.entropy_unknown() is None",
+        "known = [True",
+        "test_values.py",
+        f"{TWIN} and signed",
+    ),
     Mutant(CHUNKED, "cross_entropy_N[rows], a_n)", "cross_entropy_N, a_n)", "test_objective.py", "mixture"),
     # ---------------------------------------------------------------------------------------------------- eager
     Mutant(EAGER, "z_NC = z_NC / temperature", "z_NC = z_NC * temperature", "test_values.py", TWIN),
-    Mutant(EAGER, "(coefficient_N == 0) & ~torch.isfinite(rows_N)", "rows_N != rows_N", "test_extremes.py", "weight_zero"),
-    Mutant(EAGER, "(coefficient_N == 0) & ~torch.isfinite(rows_N)", "coefficient_N == 0", "test_gradients.py", "to_a_target"),
+    Mutant(
+        EAGER, "(coefficient_N == 0) & ~torch.isfinite(rows_N)", "rows_N != rows_N", "test_extremes.py", "weight_zero"
+    ),
+    Mutant(
+        EAGER,
+        "(coefficient_N == 0) & ~torch.isfinite(rows_N)",
+        "coefficient_N == 0",
+        "test_gradients.py",
+        "to_a_target",
+    ),
     Mutant(EAGER, "z_NC.detach(), z_NC)", "z_NC, z_NC)", "test_extremes.py", "weight_zero"),
     Mutant(EAGER, "normalise(z_NC, target.ignored)", "normalise(z_NC)", "test_extremes.py", "ignored_row"),
     # ---------------------------------------------------------------------------------------------------- forms
@@ -137,8 +176,19 @@ MUTANTS = [
         "test_records.py",
         "no_doubt",
     ),
-    Mutant("forms.py", "g_nC -= outside_nC * self.rest[:, None]", "g_nC -= outside_nC", "test_records.py", "gradient_of_a_bucket"),
-    Mutant("forms.py", "        outside_nC = torch.where(self.rest[:, None] == 0, 0, outside_nC)\n        g", "        g", "test_records.py"),
+    Mutant(
+        "forms.py",
+        "g_nC -= outside_nC * self.rest[:, None]",
+        "g_nC -= outside_nC",
+        "test_records.py",
+        "gradient_of_a_bucket",
+    ),
+    Mutant(
+        "forms.py",
+        "        outside_nC = torch.where(self.rest[:, None] == 0, 0, outside_nC)\n        g",
+        "        g",
+        "test_records.py",
+    ),
     Mutant(
         "forms.py",
         "            outside_nC = torch.where(self.rest[:, None] == 0, 0, outside_nC)\n            loss_n",
@@ -147,26 +197,97 @@ MUTANTS = [
         "without_mass",
     ),
     Mutant("forms.py", "x * torch.where(positive, x, 1).log()", "x * (x + 1e-8).log()", "test_values.py", TWIN),
-    Mutant("forms.py", "positive, x * torch.where(positive, x, 1).log(), 0)", "positive, x * x.log(), 0)", "test_gradients.py", "probability_of_zero"),
+    Mutant(
+        "forms.py",
+        "positive, x * torch.where(positive, x, 1).log(), 0)",
+        "positive, x * x.log(), 0)",
+        "test_gradients.py",
+        "probability_of_zero",
+    ),
     Mutant("forms.py", "(mu == 0) & torch.isneginf(s), 0, s)", "mu != mu, 0, s)", "test_extremes.py", "costs_nothing"),
-    Mutant("forms.py", "ratio_nC = log_mu_nC - (s_nC - log_A_n[:, None])", "ratio_nC = log_mu_nC - (s_nC - log_A_n[:, None]).clamp_min(-1e5)", "test_extremes.py"),
+    Mutant(
+        "forms.py",
+        "ratio_nC = log_mu_nC - (s_nC - log_A_n[:, None])",
+        "ratio_nC = log_mu_nC - (s_nC - log_A_n[:, None]).clamp_min(-1e5)",
+        "test_extremes.py",
+    ),
     Mutant("forms.py", "torch.where(empty_nC, 0, ratio_nC)).sum", "ratio_nC).sum", "test_extremes.py", "costs_nothing"),
     Mutant("forms.py", "empty_nC = self.mu == 0", "empty_nC = self.mu < 1e-9", "test_properties.py"),
-    Mutant("forms.py", "torch.where(empty_nC, -torch.inf, torch.where(empty_nC, 1, mu_nC).log())", "mu_nC.log()", "test_gradients.py", "probability_of_zero"),
-    Mutant("forms.py", "torch.softmax(log_nC / scale", "torch.softmax(log_nC * scale", "test_values.py", "probabilities and measure_is"),
-    Mutant("forms.py", "mu_nC * self.class_weight.to(dtype)", "mu_nC", "test_values.py", "probabilities and measure_is"),
+    Mutant(
+        "forms.py",
+        "torch.where(empty_nC, -torch.inf, torch.where(empty_nC, 1, mu_nC).log())",
+        "mu_nC.log()",
+        "test_gradients.py",
+        "probability_of_zero",
+    ),
+    Mutant(
+        "forms.py",
+        "torch.softmax(log_nC / scale",
+        "torch.softmax(log_nC * scale",
+        "test_values.py",
+        "probabilities and measure_is",
+    ),
+    Mutant(
+        "forms.py", "mu_nC * self.class_weight.to(dtype)", "mu_nC", "test_values.py", "probabilities and measure_is"
+    ),
     Mutant("forms.py", "unstored_n = all_n - ", "unstored_n = all_n + ", "test_values.py", f"{TWIN} and smoothing"),
     Mutant("forms.py", " | ((self.floor != 0) & (elsewhere_n > 0))", "", "test_extremes.py", "impossible"),
-    Mutant("forms.py", "(gone_nK & (self._stored() != 0)).any(dim=-1)", "gone_nK.any(dim=-1)", "test_extremes.py", "impossible"),
-    Mutant("forms.py", "mass_n + self.floor * self._base_total()", "mass_n + self.floor * self.classes", "test_values.py", "measure_is"),
-    Mutant("forms.py", "return mass_n if self.rest is None else", "return mass_n if True else", "test_values.py", "measure_is"),
-    Mutant("forms.py", "_x_log_x(self.mass()) if self.log_mu is None else 0.0", "0.0", "test_values.py", f"{TWIN} and measure"),
-    Mutant("forms.py", "s_nC, log_A_n, _, _ = normalise(self.head.logits(rows).to(dtype) / scale)", "s_nC = self.head.logits(rows).to(dtype) / scale; log_A_n = torch.logsumexp(s_nC, -1)", "test_values.py", "kl_is_zero"),
-    Mutant("forms.py", "self.head.logits(rows).to(dtype) / scale", "self.head.logits(rows).to(dtype)", "test_values.py", f"{TWIN} and teacher"),
-    Mutant("forms.py", "self.temperature is None or self.temperature == temperature", "True", "test_values.py", "refuses"),
+    Mutant(
+        "forms.py",
+        "(gone_nK & (self._stored() != 0)).any(dim=-1)",
+        "gone_nK.any(dim=-1)",
+        "test_extremes.py",
+        "impossible",
+    ),
+    Mutant(
+        "forms.py",
+        "mass_n + self.floor * self._base_total()",
+        "mass_n + self.floor * self.classes",
+        "test_values.py",
+        "measure_is",
+    ),
+    Mutant(
+        "forms.py",
+        "return mass_n if self.rest is None else",
+        "return mass_n if True else",
+        "test_values.py",
+        "measure_is",
+    ),
+    Mutant(
+        "forms.py",
+        "_x_log_x(self.mass()) if self.log_mu is None else 0.0",
+        "0.0",
+        "test_values.py",
+        f"{TWIN} and measure",
+    ),
+    Mutant(
+        "forms.py",
+        "s_nC, log_A_n, _, _ = normalise(self.head.logits(rows).to(dtype) / scale)",
+        "s_nC = self.head.logits(rows).to(dtype) / scale; log_A_n = torch.logsumexp(s_nC, -1)",
+        "test_values.py",
+        "kl_is_zero",
+    ),
+    Mutant(
+        "forms.py",
+        "self.head.logits(rows).to(dtype) / scale",
+        "self.head.logits(rows).to(dtype)",
+        "test_values.py",
+        f"{TWIN} and teacher",
+    ),
+    Mutant(
+        "forms.py", "self.temperature is None or self.temperature == temperature", "True", "test_values.py", "refuses"
+    ),
     # -------------------------------------------------------------------------------------------------- targets
-    Mutant("targets.py", "(1 - confidence) * classes / (classes - 1)", "1 - confidence", "test_values.py", "measure_is"),
-    Mutant("targets.py", "        weight_N = torch.where(ignored_N, 0, weight_N)\n", "", "test_values.py", "denominator"),
+    Mutant(
+        "targets.py", "(1 - confidence) * classes / (classes - 1)", "1 - confidence", "test_values.py", "measure_is"
+    ),
+    Mutant(
+        "targets.py",
+        "        weight_N = torch.where(ignored_N, 0, weight_N)\n",
+        "        pass\n",
+        "test_values.py",
+        "denominator",
+    ),
     Mutant("targets.py", "weight_N.double() * count_N", "weight_N * count_N", "test_values.py", f"{TWIN} and bfloat16"),
     Mutant("targets.py", "weight_N.double() * count_N", "count_N", "test_values.py", "denominator"),
     Mutant("targets.py", "rest_N / (classes - stored)", "rest_N / classes", "test_values.py", "measure_is"),
@@ -176,75 +297,48 @@ MUTANTS = [
     Mutant("targets.py", "value=value / sums_N[:, None]", "value=value", "test_records.py", "unbiased"),
     # ---------------------------------------------------------------------------------------- score and objective
     Mutant("score.py", "nothing = total == 0", "nothing = total < 0", "test_objective.py", "nothing"),
-    Mutant("score.py", "(share_N == 0) & ~torch.isfinite(rows_N)", "share_N != share_N", "test_extremes.py", "weight_zero"),
+    Mutant(
+        "score.py", "(share_N == 0) & ~torch.isfinite(rows_N)", "share_N != share_N", "test_extremes.py", "weight_zero"
+    ),
     Mutant("score.py", "weight_N.double() / torch", "1 / torch", "test_values.py", f"{TWIN} and weight"),
     Mutant("score.py", "((count_N != 0) | (part_N != 0))", "(count_N != 0)", "test_objective.py", "weighs_nothing"),
     Mutant("score.py", "(1 - n * count_N /", "0 * (1 - n * count_N /", "test_objective.py", "error_of_its_sample"),
     Mutant("score.py", "torch.where(torch.isfinite(m), m, 0)", "m", "test_objective.py", "infinite_loss"),
     Mutant("objective.py", "term.temperature**2", "term.temperature", "test_objective.py", "mixture"),
     Mutant("objective.py", "term.weight * term", "term", "test_objective.py", "mixture"),
-    Mutant("objective.py", "share_N = shares(target.weight, target.count, total)", "share_N = shares(target.weight, target.count)", "test_gradients.py", "accumulated"),
-    Mutant("objective.py", "shares(None, counted_N, total)", "shares(None, counted_N)", "test_gradients.py", "accumulated"),
+    Mutant(
+        "objective.py",
+        "share_N = shares(target.weight, target.count, total)",
+        "share_N = shares(target.weight, target.count)",
+        "test_gradients.py",
+        "accumulated",
+    ),
+    Mutant(
+        "objective.py", "shares(None, counted_N, total)", "shares(None, counted_N)", "test_gradients.py", "accumulated"
+    ),
     Mutant("objective.py", "else counted_N | counts_N", "else counted_N & counts_N", "test_objective.py", "z_loss"),
     Mutant("objective.py", "z_loss * counted_N * shares", "z_loss * shares", "test_objective.py", "z_loss"),
     # ---------------------------------------------------------------------------------------------- divergences
-    Mutant("divergences.py", "log_p_nC + log[0], log_q_nC + log[1]", "log_p_nC + log[1], log_q_nC + log[0]", "test_divergences.py", "definition"),
-    Mutant("divergences.py", "beta * _kl(log_p_nC, log_m_nC)", "_kl(log_p_nC, log_m_nC)", "test_divergences.py", "definition"),
+    Mutant(
+        "divergences.py",
+        "log_p_nC + log[0], log_q_nC + log[1]",
+        "log_p_nC + log[1], log_q_nC + log[0]",
+        "test_divergences.py",
+        "definition",
+    ),
+    Mutant(
+        "divergences.py",
+        "beta * _kl(log_p_nC, log_m_nC)",
+        "_kl(log_p_nC, log_m_nC)",
+        "test_divergences.py",
+        "definition",
+    ),
     Mutant("divergences.py", "z_nC, a_N[rows]", "z_nC, a_N[rows] * 0 + 1", "test_divergences.py", "definition"),
-    Mutant("divergences.py", "empty = torch.isneginf(log_a_nC)", "empty = torch.isnan(log_a_nC)", "test_divergences.py", "impossible"),
+    Mutant(
+        "divergences.py",
+        "empty = torch.isneginf(log_a_nC)",
+        "empty = torch.isnan(log_a_nC)",
+        "test_divergences.py",
+        "impossible",
+    ),
 ]
-
-
-class Outcome(NamedTuple):
-    caught: bool
-    what: str
-    seconds: float
-
-
-def outcome(mutant: Mutant) -> Outcome:
-    """Apply the mutant to a copy of the package and run its law on it, in this process, which must be a fresh one."""
-    import pytest
-
-    began = time.perf_counter()
-    assert "likely" not in sys.modules
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "src", "likely")
-        shutil.copytree(ROOT / "src" / "likely", package, ignore=shutil.ignore_patterns("__pycache__"))
-        path = package / mutant.file
-        text = path.read_text(encoding="utf-8")
-        if text.count(mutant.old) != 1:
-            return Outcome(False, f"its line stands {text.count(mutant.old)} times in {mutant.file}", 0.0)
-        path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-        compile(path.read_text(encoding="utf-8"), str(path), "exec")
-        sys.path.insert(0, str(package.parent))
-        os.chdir(ROOT)
-        with open(Path(folder, "output"), "w+", encoding="utf-8") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            law = str(ROOT / "tests" / "laws" / mutant.law)
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--tb=line", "-k", mutant.only, law])
-            output.seek(0)
-            tail = output.read()[-600:]
-        import likely
-
-        assert likely.__file__.startswith(folder), "the law was run on another copy of the package"
-    # 1 says that a test failed; 2 and above that nothing could be run.
-    return Outcome(code == 1, f"pytest ended with {int(code)}: {tail}", time.perf_counter() - began)
-
-
-def run(mutants: list[Mutant], processes: int = 2) -> list[Outcome]:
-    """Every mutant in a process of its own, which finds the large libraries loaded."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with context.Pool(processes, maxtasksperchild=1) as pool:
-        return pool.map(outcome, mutants, chunksize=1)
-
-
-if __name__ == "__main__":
-    chosen = [m for m in MUTANTS if not sys.argv[1:] or sys.argv[1] in m.name]
-    for mutant, result in zip(chosen, run(chosen)):
-        if not result.caught:
-            print(f"SURVIVES {mutant.name}\n    -> {mutant.new}\n    {mutant.law} -k '{mutant.only}'\n    {result.what}")
-        else:
-            print(f"caught in {result.seconds:.1f} s  {mutant.name}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import MUTANTS, Mutant, Outcome, run
+from tests.mutants import MUTANTS, Mutant
+from tests.mutation import Outcome, run
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,6 @@ def test_the_mutant_is_caught(mutant: Mutant, outcomes: dict[Mutant, Outcome]) -
 
 def test_what_changes_nothing_is_not_caught() -> None:
     """The control: a copy that differs in a comment alone passes its law."""
-    harmless = Mutant("forms.py", "# No row of a", "", "test_objective.py", "bare_target")
     old = '"""Targets: what each row should be'
     harmless = Mutant("targets.py", old, old + ",", "test_objective.py", "bare_target")
     (found,) = run([harmless], 1)

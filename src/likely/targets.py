@@ -2,7 +2,7 @@
 
 Legend: N rows, C classes, K stored classes per row.
 
-Every kind of target is a constructor that lowers what a user has to one of the two normal forms in `forms`.
+Every kind is a constructor that lowers what a user has to one of the two normal forms in `forms`.
 """
 
 from __future__ import annotations
@@ -178,9 +178,7 @@ def top_k(index: Any, p: Any, classes: int, *, tail: str, temperature: float = 1
     * `tail="uniform"`: spread over the other classes, `r/(C − K)` each.  A distribution; *biased* towards a flat tail.
     * `tail="renormalise"`: left out, `p / Σ p`.  *Biased*: at the optimum the student has no mass outside the record.
     * `tail="bucket"`: one cell of mass `r`, whose shape is left to the student.  Entropy and KL are those of K + 1
-      cells, lower bounds of the full ones; *biased* only in that it says nothing of the tail's shape.
-
-    For an unbiased record see `samples`.
+      cells, lower bounds of the full ones; *biased* in that it says nothing of the tail's shape (`samples` is not).
 
     Parameters
     ----------

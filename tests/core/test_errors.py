@@ -39,27 +39,47 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "y: has dtype torch.float32; labels are integers (probabilities go through probabilities())",
     ),
-    "labels that are truth values": (lambda: likely.labels(torch.tensor([True]), 3), TypeError, "y: has dtype torch.bool"),
-    "labels of two axes": (lambda: likely.labels([[0], [1]], 3), ValueError, "y: has shape (2, 1); labels are one integer"),
+    "labels that are truth values": (
+        lambda: likely.labels(torch.tensor([True]), 3),
+        TypeError,
+        "y: has dtype torch.bool",
+    ),
+    "labels of two axes": (
+        lambda: likely.labels([[0], [1]], 3),
+        ValueError,
+        "y: has shape (2, 1); labels are one integer",
+    ),
     "labels that are words": (lambda: likely.labels(np.array(["cat"]), 3), TypeError, "y: cannot be read as a tensor"),
     "labels that are objects": (
         lambda: likely.labels(np.array([None]), 3),
         TypeError,
         "y: an array of Python objects; give numbers",
     ),
-    "labels that are nothing": (lambda: likely.labels([None], 3), TypeError, "y: cannot be read as a tensor of numbers"),
+    "labels that are nothing": (
+        lambda: likely.labels([None], 3),
+        TypeError,
+        "y: cannot be read as a tensor of numbers",
+    ),
     "a smoothing above one": (
         lambda: likely.labels(y, 3, smoothing=10),
         ValueError,
         "smoothing: is 10; it is a fraction between 0 and 1",
     ),
-    "a smoothing that is no number": (lambda: likely.labels(y, 3, smoothing=float("nan")), ValueError, "smoothing: is nan"),
+    "a smoothing that is no number": (
+        lambda: likely.labels(y, 3, smoothing=float("nan")),
+        ValueError,
+        "smoothing: is nan",
+    ),
     "both spellings": (
         lambda: likely.labels(y, 3, smoothing=0.1, confidence=0.9),
         ValueError,
         "confidence: says the same as smoothing in another spelling; give one of them",
     ),
-    "a confidence in percent": (lambda: likely.labels(y, 3, confidence=90), ValueError, "confidence: is 90; it is a prob"),
+    "a confidence in percent": (
+        lambda: likely.labels(y, 3, confidence=90),
+        ValueError,
+        "confidence: is 90; it is a prob",
+    ),
     "nothing to spread over": (lambda: likely.labels([0], 1, confidence=0.9), ValueError, "confidence: a single class"),
     "class weights of another length": (
         lambda: likely.labels(y, 3, class_weight=[1.0, 2.0]),
@@ -88,9 +108,9 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "p: row 7 sums to 1.25, not 1; divide it by its sum, or use measure() for a target that is not a distribution",
     ),
     "the worst row": (
-        lambda: likely.probabilities([[0.5, 0.6], [0.1, 0.2], [0.5, 0.5]]),
+        lambda: likely.probabilities([[0.5, 0.625], [0.25, 0.25], [0.5, 0.5]]),
         ValueError,
-        "p: row 1 sums to 0.3, not 1",
+        "p: row 1 sums to 0.5, not 1",
     ),
     "a negative probability": (
         lambda: likely.probabilities(rows(5, [1.5, -0.5, 0.0])),
@@ -103,8 +123,16 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "p: row 3 holds NaN or an infinite value; every probability must be finite",
     ),
-    "probabilities of one axis": (lambda: likely.probabilities([0.5, 0.5]), ValueError, "p: has shape (2,); it is (rows, cl"),
-    "a measure of one axis": (lambda: likely.measure([0.5, 0.5]), ValueError, "mu: has shape (2,); it is (rows, classes)"),
+    "probabilities of one axis": (
+        lambda: likely.probabilities([0.5, 0.5]),
+        ValueError,
+        "p: has shape (2,); it is (rows, cl",
+    ),
+    "a measure of one axis": (
+        lambda: likely.measure([0.5, 0.5]),
+        ValueError,
+        "mu: has shape (2,); it is (rows, classes)",
+    ),
     # ------------------------------------------------------------------------------------------------- records
     "an unknown tail": (
         lambda: likely.top_k([[0]], [[0.5]], 3, tail="zero"),
@@ -127,7 +155,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "index: has dtype torch.float32; classes are integers",
     ),
-    "an index of one axis": (lambda: likely.samples([0], [1], 3), ValueError, "index: has shape (1,); it is (rows, stored"),
+    "an index of one axis": (
+        lambda: likely.samples([0], [1], 3),
+        ValueError,
+        "index: has shape (1,); it is (rows, stored",
+    ),
     "more mass than there is": (
         lambda: likely.top_k([[0, 1], [1, 2]], [[0.5, 0.1], [0.75, 0.5]], 3, tail="bucket"),
         ValueError,
@@ -158,7 +190,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "p: requires a gradient; a record is constant (detach it)",
     ),
-    "no draws": (lambda: likely.samples([[0], [1]], [[1], [0]], 3), ValueError, "count: row 1 has no draws; leave it out"),
+    "no draws": (
+        lambda: likely.samples([[0], [1]], [[1], [0]], 3),
+        ValueError,
+        "count: row 1 has no draws; leave it out",
+    ),
     "negative draws": (
         lambda: likely.samples([[0, 1], [1, 2]], [[1, 1], [3, -1]], 3),
         ValueError,
@@ -175,7 +211,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "z: has dtype torch.int64; logits and weights are floating point numbers",
     ),
-    "logits of one axis": (lambda: likely.Logits(torch.zeros(3)), ValueError, "z: has shape (3,); logits are (rows, classes)"),
+    "logits of one axis": (
+        lambda: likely.Logits(torch.zeros(3)),
+        ValueError,
+        "z: has shape (3,); logits are (rows, classes)",
+    ),
     "hidden states of three axes": (
         lambda: likely.Linear(torch.zeros(2, 3, 4), torch.zeros(5, 4)),
         ValueError,
@@ -186,7 +226,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "weight: has 4 features where x has 3",
     ),
-    "a weight of one axis": (lambda: likely.Linear(torch.zeros(2, 3), torch.zeros(3)), ValueError, "weight: has shape (3,)"),
+    "a weight of one axis": (
+        lambda: likely.Linear(torch.zeros(2, 3), torch.zeros(3)),
+        ValueError,
+        "weight: has shape (3,)",
+    ),
     "a weight of another dtype": (
         lambda: likely.Linear(torch.zeros(2, 3), torch.zeros(5, 3, dtype=F64)),
         TypeError,

@@ -202,8 +202,8 @@ def test_a_gradient_scaler_does_not_overflow_what_is_scaled_back(dtype: torch.dt
     reference, reference_leaves = requiring_grad(own)
     whole, _ = KERNELS[0].objective(reference, made.target, total=1e6)
     true = torch.autograd.grad(whole, reference_leaves)
-    near = {"rtol": 0.02, "atol": 1e-4} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
-    torch.testing.assert_close(found, [t * 2.0**16 for t in true], **near)
+    rtol, atol = (0.02, 1e-4) if dtype == torch.bfloat16 else (1e-4, 1e-6)
+    torch.testing.assert_close(found, [t * 2.0**16 for t in true], rtol=rtol, atol=atol)
 
 
 def test_a_class_more_than_the_target_knows_is_refused() -> None:

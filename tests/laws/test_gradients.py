@@ -91,7 +91,7 @@ def test_is_carried_back_to_every_tensor_of_the_head(target: str, head: str) -> 
                 loss = weighted(kernel, with_grad, made.target, temperature, way)
                 found = kernel.gradients(loss, own, leaves)
             torch.testing.assert_close(
-                found, list(wanted), rtol=1e-12, atol=1e-13, msg=lambda m: f"{kernel} {way}: {m}"
+                found, list(wanted), rtol=1e-12, atol=1e-13, msg=f"{kernel}, {way}: {found} is not {wanted}"
             )
 
 

@@ -92,7 +92,7 @@ def test_a_default_block_is_about_32_mebibytes() -> None:
     wide = likely.Logits(torch.empty(4096, 32_000, device="meta"))
     sizes = {rows.stop - rows.start for rows in blocks(wide)}
     assert max(sizes) == 2**25 // (32_000 * 4)
-    whole = [rows for rows in blocks(wide)]
+    whole = list(blocks(wide))
     assert [r.start for r in whole[1:]] == [r.stop for r in whole[:-1]]
     assert (whole[0].start, whole[-1].stop) == (0, 4096)
     assert [r.stop - r.start for r in blocks(likely.Logits(torch.empty(3, 2**26, device="meta")))] == [1, 1, 1]

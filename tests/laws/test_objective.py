@@ -106,6 +106,18 @@ def test_the_z_loss_is_the_mean_square_of_the_log_normaliser_of_counted_rows(hea
 
 
 @kernels
+def test_the_z_loss_counts_the_rows_that_any_term_counts(kernel: Kernel) -> None:
+    own = make_head("logits")
+    terms = [
+        likely.labels([0, -100, -100, 1, 2, -100, 3], CLASSES),
+        likely.labels([-100, -100, 4, 1, 2, 3, 3], CLASSES),
+    ]
+    _, scores = kernel.objective(own, terms, z_loss=1.0)
+    squares_N = logsumexp(double(own.logits())) ** 2
+    assert abs(float(scores.z_loss) - squares_N[[0, 2, 3, 4, 5, 6]].mean()) < 1e-13
+
+
+@kernels
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_a_mean_over_nothing_is_zero_with_zero_gradient(head: str, z_loss: float, kernel: Kernel) -> None:
@@ -188,11 +200,8 @@ def test_an_infinite_loss_is_an_infinite_mean_of_which_no_error_is_known() -> No
 def test_rows_of_one_group_are_not_independent() -> None:
     made, own = make_case("labels", "logits", rows=60)
     score = likely.nll(own, made.target)
-    doubled = likely.Score(
-        *(torch.cat([t, t]) for t in (score.cross_entropy, score.entropy, score.kl)),
-        None,
-        torch.cat([score.count, score.count]),
-    )
+    rows = [torch.cat([t, t]) for t in (score.cross_entropy, score.entropy, score.kl, score.count)]
+    doubled = likely.Score(rows[0], rows[1], rows[2], None, rows[3])
     groups = list(range(60)) * 2
     true = score.estimate().cross_entropy
     assert abs(doubled.estimate(groups=groups).cross_entropy.standard_error - true.standard_error) < 1e-12

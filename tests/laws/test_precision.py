@@ -39,7 +39,9 @@ def test_small_losses_keep_their_digits(margin: float, kernel: Kernel) -> None:
         (grad,) = torch.autograd.grad(score.cross_entropy.sum(), z)
         gap = abs(mp.mpf(float(grad[0, 0])) / mp.expm1(-exact) - 1)
         # Automatic differentiation forms q − 1 by subtraction.
-        assert gap < 1e-13 or (kernel.name == "eager" and abs(float(grad[0, 0]) - float(mp.expm1(-exact))) < 1e-15), name
+        assert gap < 1e-13 or (kernel.name == "eager" and abs(float(grad[0, 0]) - float(mp.expm1(-exact))) < 1e-15), (
+            name
+        )
     binary = kernel.nll(likely.Binary(torch.tensor([margin], dtype=torch.float64)), likely.labels([1], 2))
     assert abs(mp.mpf(float(binary.cross_entropy)) / mp.log1p(mp.exp(-mp.mpf(margin))) - 1) < 1e-13
 
@@ -102,18 +104,20 @@ def problem(rows: int, features: int, classes: int, dtype: torch.dtype) -> tuple
 
 
 def loss_and_gradients(kernel: Kernel, dtype: torch.dtype, tensors: tuple[Tensor, ...], soft: bool) -> list[Tensor]:
-    *own, y = tensors
-    head, leaves = requiring_grad(likely.Linear(*(t.to(dtype) for t in own)))
+    x, weight, bias, y = tensors
+    head, leaves = requiring_grad(likely.Linear(x.to(dtype), weight.to(dtype), bias.to(dtype)))
     terms = [likely.Term(likely.labels(y, head.classes, smoothing=0.1))]
     if soft:
-        teacher = likely.Linear(own[0].roll(1, 0).to(dtype), own[1].to(dtype))
+        teacher = likely.Linear(x.roll(1, 0).to(dtype), weight.to(dtype))
         terms.append(likely.Term(likely.teacher(teacher), temperature=2.0))
     loss, _ = kernel.objective(head, terms)
     return [loss.detach(), *kernel.gradients(loss, head, leaves)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("rows", "features", "classes", "block"), [(63, 24, 101, 5), (257, 8, 64, 32), (64, 130, 37, 64)])
+@pytest.mark.parametrize(
+    ("rows", "features", "classes", "block"), [(63, 24, 101, 5), (257, 8, 64, 32), (64, 130, 37, 64)]
+)
 def test_chunked_is_no_less_accurate_than_eager_in_the_same_dtype(
     rows: int, features: int, classes: int, block: int, dtype: torch.dtype
 ) -> None:
@@ -146,7 +150,11 @@ def test_a_bfloat16_loss_over_many_blocks_is_accumulated_in_float32() -> None:
 def test_a_bfloat16_gradient_over_many_blocks_is_accumulated_in_float32() -> None:
     x, weight, _, y = problem(4096, 16, 64, torch.bfloat16)
     found = []
-    for kernel, dtype in ((KERNELS[0], torch.float64), (KERNELS[0], torch.bfloat16), (Kernel("chunked", 16), torch.bfloat16)):
+    for kernel, dtype in (
+        (KERNELS[0], torch.float64),
+        (KERNELS[0], torch.bfloat16),
+        (Kernel("chunked", 16), torch.bfloat16),
+    ):
         head, leaves = requiring_grad(likely.Linear(x.to(dtype), weight.to(dtype)))
         loss, _ = kernel.objective(head, likely.labels(y, 64))
         found.append(double(kernel.gradients(loss, head, leaves)[1]))

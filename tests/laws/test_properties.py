@@ -50,7 +50,9 @@ def scale(z: Tensor, mu: Tensor) -> Tensor:
 
 
 @given(rows(), st.integers(1, 3))
-def test_cross_entropy_is_entropy_plus_a_divergence_that_is_at_least_zero(case: tuple[Tensor, Tensor], block: int) -> None:
+def test_cross_entropy_is_entropy_plus_a_divergence_that_is_at_least_zero(
+    case: tuple[Tensor, Tensor], block: int
+) -> None:
     z, mu = case
     for kernel in (Kernel("eager"), Kernel("chunked", block)):
         score = kernel.nll(likely.Logits(z), likely.measure(mu))

@@ -201,5 +201,5 @@ def test_a_softcapped_teacher_is_capped_before_it_is_softened() -> None:
 
 
 def test_vocabularies_that_differ_are_an_error() -> None:
-    with pytest.raises(ValueError, match="target: is over 6 classes where the head has 5; .* never padding"):
+    with pytest.raises(ValueError, match=r"target: is over 6 classes where the head has 5; .* never padding"):
         likely.nll(make_head("logits"), likely.teacher(torch.zeros(ROWS, 6)))

@@ -98,7 +98,7 @@ def distill(
 
 
 def _show(done: Distilled, out: Path) -> None:
-    from likely.training import distill as found
+    from likely.training import outcome as found
 
     outcome, metrics = done.outcome, done.metrics
     parts = len(outcome.results.splits)

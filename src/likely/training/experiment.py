@@ -146,9 +146,10 @@ def stratified(y_n: np.ndarray, count: int, generator: np.random.Generator) -> n
     kinds, sizes = np.unique(y_n, return_counts=True)
     exact = sizes * count / len(y_n)
     wanted = np.minimum(np.maximum(np.floor(exact).astype(int), 1), sizes)
+    least = int(count >= len(kinds))
     while wanted.sum() != count:  # by largest remainder: one more where most is lacking, one less where most is over
         more = wanted.sum() < count
-        lacking = np.where(wanted < sizes if more else wanted > 0, exact - wanted, -np.inf if more else np.inf)
+        lacking = np.where(wanted < sizes if more else wanted > least, exact - wanted, -np.inf if more else np.inf)
         wanted[lacking.argmax() if more else lacking.argmin()] += 1 if more else -1
     chosen = [generator.permutation(np.flatnonzero(y_n == kind))[:n] for kind, n in zip(kinds, wanted)]
     return np.sort(np.concatenate(chosen))

@@ -123,7 +123,7 @@ def fit(
     >>> net = torch.nn.Linear(1, 2, dtype=torch.float64)
     >>> x, y = torch.tensor([[-1.0], [0.0], [1.0], [2.0]], dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     >>> round(fit([net], [x], [y], 2).loss.item(), 4)
-    0.6007
+    0.5869
     """
     B = len(networks)
     require(len(x) == B and len(target) == B, f"x, target: {len(x)} and {len(target)} of them for {B} networks")
