@@ -56,8 +56,9 @@ def test_value_and_gradient_are_those_of_separate_programs(soft: bool, T: float,
     stack = Stack(some)
     x_BnD, weight_N = module._padded(x)
     flat = torch.cat([module._pad(one, 9) for one in target])
-    goal = module.teacher(flat, weight=weight_N)
-    if not soft:
+    if soft:
+        goal = module.teacher(flat, weight=weight_N)
+    else:
         goal = module.labels(flat, C, smoothing=smoothing, weight=weight_N)
     penalty_B = torch.tensor(penalties, dtype=torch.float64)
     loss_B, gradient_BP = module._stacked_loss(stack, x_BnD, goal, T, penalty_B)(stack.parameters())
