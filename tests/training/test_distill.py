@@ -154,6 +154,81 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "half.npy", half)
     with pytest.raises(ValueError, match=r"row 0 sums to 0.5, not 1"):
         teacher_logits(str(tmp_path / "half.npy"), table, keys)
-    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        teacher_logits(str(tmp_path / "objects.npy"), table, keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.full((1797, 10), 3.0), "could hold logits or unnormalised probabilities"),
+        (np.full((1797, 10), np.nan), "row 0 holds NaN or infinite values"),
+        (np.where(np.arange(17970).reshape(1797, 10) == 55, np.inf, -1.0), "row 5 holds NaN or infinite values"),
+        (np.where(np.arange(1797)[:, None] == 7, -np.inf, np.zeros((1797, 10))), "row 7 holds NaN or infinite values"),
+        (np.full((1797, 10), "a"), "holds <U1, not numbers"),
+        (np.array([{}], dtype=object), "cannot be read as an array of numbers"),
+    ],
+)
+def test_a_file_that_is_no_teacher_is_refused(tmp_path: Path, content: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "t.npy", content, allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        teacher_logits(str(tmp_path / "t.npy"), digits()[0], [str(n) for n in range(10)])
+
+
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.npy").write_bytes(b"no array")
+    np.savez(tmp_path / "two.npz", a=np.zeros((5, 2)), b=np.zeros((5, 2)))
+    whole = (tmp_path / "two.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for name, message in (("t.npy", "cut short, or foreign"), ("cut.npz", "cut short"), ("two.npz", "holds 2 arrays")):
+        with pytest.raises(ValueError, match=message):
+            teacher_logits(str(tmp_path / name), digits()[0], ["0", "1"])
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        teacher_logits(str(tmp_path / "none.npy"), digits()[0], ["0", "1"])
+
+
+def test_log_probabilities_with_impossible_classes_are_logits(tmp_path: Path) -> None:
+    p = np.eye(10)[np.arange(1797) % 10]
+    with np.errstate(divide="ignore"):
+        np.save(tmp_path / "t.npy", np.log(p))
+    found = teacher_logits(str(tmp_path / "t.npy"), digits()[0], [str(n) for n in range(10)])
+    assert bool((found.softmax(1) == torch.from_numpy(p)).all())
+
+
+def made_up(**more: Any) -> dict[str, Any]:
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    return {"a": x[:, 0], "b": x[:, 1], "y": ["u", "v", "w"] * 19 + ["u", "v", "v"], **more}
+
+
+def test_a_table_in_memory_with_a_rare_class_and_a_rare_level(tmp_path: Path) -> None:
+    """A level that stands in one fold alone is in no training row of the split that holds it out."""
+    table = made_up(c=["only here"] + ["often", "also"] * 29 + ["often"])
+    done = run(table, target="y", out=tmp_path / "run", labelled=8, hidden=3, **QUICK)
+    assert likely.load(tmp_path / "run" / "student").predict_proba(table).shape == (60, 3)
+    assert done.metrics["data"] == "a table"
+    assert done.metrics["students"]["the teacher"]["nll"]["n"] == 2
+
+
+def test_what_is_scaled_is_scaled_by_the_training_rows(tmp_path: Path) -> None:
+    table = made_up()
+    run(table, target="y", out=tmp_path / "run", labelled=8, hidden=3, **QUICK)
+    y_R = np.array([("u", "v", "w").index(one) for one in table["y"]])
+    splits, _ = make_splits(y_R, lambda train: np.zeros((60, 1)), Plan(labelled=8, hidden=3, **QUICK))
+    column = likely.load(tmp_path / "run" / "student").encoder.columns[0]
+    assert column.mean == pytest.approx(np.mean(table["a"][splits[0].train.numpy()]), rel=1e-12)  # type: ignore[union-attr]
+
+
+def test_a_class_too_rare_to_be_left_out_is_refused_before_training(tmp_path: Path) -> None:
+    y = ["u"] * 30 + ["v"] * 29 + ["w"]
+    with pytest.raises(ValueError, match="leave_out: 'w' has 1 rows, and each of the 2 splits must hold one out"):
+        run(made_up(y=y), target="y", leave_out="w", out=tmp_path / "run", labelled=8, **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_held_the_truth_impossible_is_reported_as_infinite(tmp_path: Path) -> None:
+    table = made_up()
+    p = np.eye(3)[[("u", "v", "w").index(one) for one in table["y"]]]
+    p[0] = (0, 1, 0)
+    table |= {f"p_{key}": p[:, j] for j, key in enumerate("uvw")}
+    done = run(table, target="y", teacher="p_*", out=tmp_path / "run", labelled=8, hidden=3, **QUICK)
+    assert done.metrics["students"]["the teacher"]["nll"]["mean"] == np.inf
+    assert done.metrics["students"]["the teacher"]["entropy"]["mean"] == 0
+    assert done.metrics["students"]["teacher, T = 4"]["kl"]["mean"] < np.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Event
 
 import numpy as np
 import pytest
@@ -67,6 +68,19 @@ def test_value_and_gradient_are_those_of_separate_programs(soft: bool, T: float,
         slope = torch.autograd.grad(expected, list(network.parameters()))
         assert float(loss_B[b]) == pytest.approx(float(expected.detach()), rel=1e-12)
         torch.testing.assert_close(gradient_BP[b], torch.cat([one.reshape(-1) for one in slope]), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("soft", "T", "smoothing"), [(False, 1.0, 0.0), (False, 1.0, 0.3), (True, 1.0, 0.0), (True, 4.0, 0.0)]
+)
+def test_the_loss_that_is_reported_is_that_of_the_trained_network(soft: bool, T: float, smoothing: float) -> None:
+    x, y, z = rows([9, 14])
+    target, some = (z if soft else y), networks(2)
+    found = fit(some, x, target, C, temperature=T, smoothing=smoothing, penalty=[0.01, 0.2], evaluations=40)
+    for b, (network, penalty) in enumerate(zip(some, (0.01, 0.2))):
+        expected = twin(network, x[b], target[b], T, smoothing, penalty)
+        assert float(found.loss[b]) == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert found.evaluations <= 40
 
 
 def test_a_penalised_linear_fit_is_scikit_learns() -> None:
@@ -170,14 +184,14 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
 
 
 def test_an_error_in_one_task_stops_the_others() -> None:
-    begun: list[int] = []
+    begun, told = Event(), []
 
-    def endless(stop: object) -> None:
-        begun.append(1)
-        assert stop.wait(30)  # type: ignore[attr-defined]
-        raise InterruptedError
+    def endless(stop: Event) -> None:
+        begun.set()
+        told.append(stop.wait(20))
 
-    def fails(stop: object) -> None:
+    def fails(stop: Event) -> None:
+        assert begun.wait(20)
         raise ValueError("this one")
 
     before = torch.get_num_threads()
@@ -188,3 +202,4 @@ def test_an_error_in_one_task_stops_the_others() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+    assert told == [True]

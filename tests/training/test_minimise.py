@@ -58,20 +58,31 @@ def test_it_takes_about_as_many_evaluations_as_scipys() -> None:
 
 
 def test_a_step_out_of_the_domain_is_shortened_and_harms_no_neighbour() -> None:
-    """x − log x is infinite or NaN at x ≤ 0, where a full first step from 9 … 1e-3 would lead."""
+    """x − log x is NaN at x ≤ 0, where Newton's step from 9 leads: to 2x − x² = −63."""
+    rejected = []
 
     def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-        return (theta - theta.log()).sum(1), 1 - 1 / theta
+        rejected.append((theta <= 0).any(1).tolist())
+        return (theta - theta.log()).sum(1), torch.where(theta > 0, 1 - 1 / theta, torch.nan)
 
     start = torch.tensor([[9.0], [1e-3], [0.5]], dtype=torch.float64)
-    steep = torch.tensor([[1.0], [40.0], [1.0]], dtype=torch.float64)
-
-    def steeper(theta: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradient = objective(theta)
-        return steep[:, 0] * loss, steep * gradient
-
-    found = minimise(steeper, start, tolerance=1e-9, flat=0.0)
+    found = minimise(objective, start, tolerance=1e-9, flat=0.0)
+    assert [True, False, False] in rejected, "the case did not arise"
     torch.testing.assert_close(found.theta, torch.ones_like(start), rtol=0, atol=1e-7)
+    assert bool(found.converged.all())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
+    quadratic, centre = quadratics([100.0, 1.0])
+
+    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gradient = quadratic(theta)
+        return scale * loss, scale * gradient
+
+    found = minimise(objective, torch.zeros_like(centre), tolerance=1e-8 * scale, flat=0.0)
+    torch.testing.assert_close(found.theta, centre, rtol=0, atol=1e-6)
+    assert found.evaluations < 60
 
 
 def test_the_loss_never_rises_and_is_watched_from_the_start() -> None:

@@ -6,9 +6,11 @@ Legend: S splits, R rows of the table, m held-out rows of a split, C classes.
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,16 @@ from torch import Tensor
 from likely._checks import require
 from likely._files import new_folder, refuse_folder
 from likely.data import (
+    CategoricalColumn,
     Encoder,
+    as_table,
     distributions,
     read_probabilities,
-    read_table,
     read_target,
     select_columns,
     write_table,
 )
+from likely.data.targets import ROUNDING
 from likely.evaluation import Report, Surprise
 from likely.training.experiment import (
     TUNED,
@@ -74,28 +78,49 @@ def digits() -> tuple[pa.Table, str]:
 def teacher_logits(wanted: str, table: pa.Table, classes: Sequence[str]) -> Tensor:
     """The logits of a teacher that exists: columns of probabilities, or a file of logits or probabilities.
 
-    A matrix without negative entries whose rows sum to one holds probabilities; one with a negative entry or an entry
-    above one holds logits; anything between is refused.
+    A matrix with a negative entry holds logits, log-probabilities among them; one without, whose rows sum to one, holds
+    probabilities. Anything else is refused: it could be logits or something that was not normalised.
 
     Raises: ValueError where the rows or the classes do not match, or the matrix is neither.
     """
-    if Path(wanted).suffix in (".npy", ".npz"):
-        found = np.load(wanted, allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            require(len(found.files) == 1, f"teacher: {wanted} holds {len(found.files)} arrays; give a file with one")
-            found = found[found.files[0]]
-        require(
-            found.shape == (table.num_rows, len(classes)),
-            f"teacher: {wanted} has shape {found.shape}; the table has {table.num_rows} rows, {len(classes)} classes",
-        )
-        value_RC = found.astype(np.float64)
-        require(bool(np.isfinite(value_RC).all()), f"teacher: {wanted} holds NaN or infinite values")
-        if (value_RC < 0).any() or (value_RC > 1 + 1e-4).any():
-            return torch.from_numpy(value_RC)
-        p_RC = distributions(value_RC, f"teacher {wanted}")
-    else:
+    if Path(wanted).suffix not in (".npy", ".npz"):
         p_RC, _ = read_probabilities(table, wanted, classes, "teacher")
-    return torch.from_numpy(p_RC).log()
+        return torch.from_numpy(p_RC).log()
+    value_RC = _matrix(wanted)
+    require(
+        value_RC.shape == (table.num_rows, len(classes)),
+        f"teacher: {wanted} has shape {value_RC.shape}; the table has {table.num_rows} rows, {len(classes)} classes",
+    )
+    # A logit of −∞ makes its class impossible; a row may not hold nothing else.
+    wrong_R = np.isnan(value_RC).any(axis=1) | ~np.isfinite(value_RC.max(axis=1))
+    require(not wrong_R.any(), f"teacher: {wanted}: row {int(wrong_R.argmax())} holds NaN or infinite values")
+    if (value_RC < 0).any():
+        return torch.from_numpy(value_RC)
+    require(
+        bool((value_RC <= 1 + ROUNDING).all()),
+        f"teacher: {wanted} could hold logits or unnormalised probabilities, none being negative and some above 1; "
+        "subtract its largest value from every logit, or divide every row of probabilities by its sum",
+    )
+    return torch.from_numpy(distributions(value_RC, f"teacher {wanted}")).log()
+
+
+def _matrix(path: str) -> np.ndarray:
+    """The one array of numbers in a .npy or .npz file, as float64.
+
+    Raises: FileNotFoundError; ValueError for a damaged or foreign file, several arrays, or what is no number.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = [found] if isinstance(found, np.ndarray) else [found[name] for name in found.files]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"teacher: {path}: no such file") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(
+            f"teacher: {path} cannot be read as an array of numbers; is it cut short, or foreign?"
+        ) from None
+    require(len(arrays) == 1, f"teacher: {path} holds {len(arrays)} arrays; give a file with one")
+    require(arrays[0].dtype.kind in "fiu", f"teacher: {path} holds {arrays[0].dtype}, not numbers")
+    return arrays[0].astype(np.float64)
 
 
 def run(
@@ -142,7 +167,7 @@ def run(
         target, leave_out = found_target, leave_out or "3"
     else:
         require(target is not None, "target: is missing; name the column of labels (--target)")
-        table = read_table(data) if isinstance(data, str | os.PathLike) else data
+        table = as_table(data)
     assert target is not None
     wanted = read_target(table, target)
     require(wanted.index_N is not None, f"target: {target!r} are columns of probabilities; give one column of labels")
@@ -160,15 +185,29 @@ def run(
     if leave_out is not None:
         require(leave_out in wanted.keys, f"leave_out: {leave_out!r} is no class; they are {', '.join(wanted.keys)}")
         left_out = list(wanted.keys).index(leave_out)
+        rows = int((wanted.index_N == left_out).sum())
+        require(
+            rows >= plan.splits,
+            f"leave_out: {leave_out!r} has {rows} rows, and each of the {plan.splits} splits must hold one out; "
+            "leave out a class with more rows, or ask for fewer splits",
+        )
 
     encoders: list[Encoder] = []
 
+    def fitted(rows: pa.Table) -> Encoder:
+        return Encoder.fit(rows, names, categorical=categorical, impute=impute, standardise=not default)
+
+    whole = fitted(table)
+
     def encode(train: np.ndarray) -> np.ndarray:
-        encoders.append(
-            Encoder.fit(
-                table.take(pa.array(train)), names, categorical=categorical, impute=impute, standardise=not default
-            )
-        )
+        # What is computed from values is the training rows'. That a level exists is known of all: the networks of all
+        # the splits have the same features.
+        own = fitted(table.take(pa.array(train))).columns
+        columns = [
+            replace(w, fill=o.fill) if isinstance(w, CategoricalColumn) and isinstance(o, CategoricalColumn) else o
+            for w, o in zip(whole.columns, own)
+        ]
+        encoders.append(Encoder(tuple(columns)))
         return encoders[-1].transform(table)
 
     y_R = torch.from_numpy(wanted.index_N)
@@ -179,7 +218,7 @@ def run(
         )
     outcome = summarise(results, overlap)
     described = {
-        "data": "scikit-learn's handwritten digits" if default else str(data),
+        "data": _name(data),
         "rows": table.num_rows,
         "target": target,
         "teacher": teacher,
@@ -254,7 +293,10 @@ def _report(
         )
     except ImportError as error:
         return str(error)
-    report.text("What was done", [SETTING.format(**described["plan"]), f"In force: {FORMULA}."])
+    told = BUILTIN if described["teacher"] == "builtin" else GIVEN
+    report.text(
+        "What was done", [text.format(**described["plan"]) for text in (SETTING, told)] + [f"In force: {FORMULA}."]
+    )
     report.table("Held-out rows, at T = 1", ["student", *COLUMNS.values()], table_rows(outcome.rows), SPLITS)
     report.table(
         "Paired differences to hard labels with a tuned penalty",
@@ -275,7 +317,8 @@ def _report(
     report.curves(
         "Learning curves on held-out rows",
         {name: kind.curve for name, kind in results.kinds.items()},
-        "Cross-entropy to the teacher; its floor is the teacher's entropy, the gap between them the KL divergence.",
+        "Cross-entropy to the teacher at T = 1, mean over the splits; its floor is the teacher's entropy, the gap "
+        "between them the KL divergence. A step is an evaluation of the objective; a fit that has arrived ends early.",
     )
     y_R = results.y_R.numpy()
     held = {name: _held_out(results, results.kinds[name]) for name in (TUNED, best)}
@@ -310,9 +353,20 @@ def _report(
 
 SETTING = (
     "Every student is a tanh network with {hidden} hidden units, trained from the same random start on the same "
-    "{labelled} rows; only the targets differ. The builtin teacher is a bag of {members} such networks trained on the "
-    "labels of all training rows. Students of the teacher see its probabilities for the {labelled} rows and no label."
+    "{labelled} rows; only the targets differ. Students of the teacher see its probabilities for these rows, no label."
 )
+BUILTIN = (
+    "The teacher is a bag of {members} such networks, trained on the labels of all rows that are not held out. What "
+    "its students gain over those of the labels is what it learned from labels that they do not have."
+)
+GIVEN = "The teacher was given. If held-out rows were among those it learned from, it is too good on them."
+
+
+def _name(data: Any) -> str:
+    """What the data is called."""
+    if data is None:
+        return "scikit-learn's handwritten digits"
+    return str(data) if isinstance(data, str | os.PathLike) else "a table"
 
 
 @contextmanager

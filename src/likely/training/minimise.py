@@ -64,7 +64,7 @@ def minimise(
     tensor([[ 1.0000,  2.0000],
             [-3.0000,  0.5000]], dtype=torch.float64)
     """
-    theta = start_BP.clone()
+    theta = start_BP
     loss, gradient = objective(theta)
     require(bool(torch.isfinite(loss).all()), "objective: is not finite where it starts; check features and targets")
     if watch is not None:
