@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likely.cli import output
-from likely.cli.output import Json, Overwrite, Seed
+from likely.cli.output import Categorical, Features, Impute, Json, Overwrite, Seed
 
 if TYPE_CHECKING:
     from likely.training.distill import Distilled
@@ -26,18 +26,9 @@ def distill(
             help="Columns of probabilities ('p_*'), a .npy or .npz of logits or probabilities, or a bag trained here.",
         ),
     ] = "builtin",
-    features: Annotated[
-        str | None,
-        typer.Option(help="Columns: names and globs, separated by commas. By default all not used elsewhere."),
-    ] = None,
-    categorical: Annotated[str, typer.Option(help="Columns of numbers that are categories; text always is.")] = "",
-    impute: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mean|median",
-            help="Fill missing numbers with it and missing categories with the most frequent; else they are refused.",
-        ),
-    ] = None,
+    features: Features = None,
+    categorical: Categorical = "",
+    impute: Impute = None,
     leave_out: Annotated[str | None, typer.Option(help="A class that the students of a last part never see.")] = None,
     splits: Annotated[int, typer.Option(min=2, help="How many times to hold out a part of the rows.")] = 8,
     labelled: Annotated[int, typer.Option(min=1, help="How many rows the students see.")] = 100,

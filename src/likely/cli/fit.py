@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from likely.cli import output
-from likely.cli.output import Data, Json, Overwrite, Seed
+from likely.cli.output import Categorical, Data, Features, Impute, Json, Overwrite, Seed
 
 if TYPE_CHECKING:
     from likely.training.linear import Regression
@@ -23,19 +23,10 @@ def fit(
         str, typer.Option("--target", "-t", help="A column of labels, or the columns of probabilities: 'p_*'.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the model, its metrics and its report.")],
-    features: Annotated[
-        str | None,
-        typer.Option(help="Columns: names and globs, separated by commas. By default all not used elsewhere."),
-    ] = None,
+    features: Features = None,
     exclude: Annotated[str, typer.Option(help="Columns to leave out of the features.")] = "",
-    categorical: Annotated[str, typer.Option(help="Columns of numbers that are categories; text always is.")] = "",
-    impute: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mean|median",
-            help="Fill missing numbers with it and missing categories with the most frequent; else they are refused.",
-        ),
-    ] = None,
+    categorical: Categorical = "",
+    impute: Impute = None,
     standardise: Annotated[
         bool,
         typer.Option(help="Scale numbers to unit spread. It matters to the penalty only, which then weighs all alike."),

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from likely.evaluation import Report
 
 Data = Annotated[Path, typer.Argument(help="A table: .csv, .tsv, .parquet, .arrow, .feather, .jsonl or .npz.")]
+Features = Annotated[
+    str | None, typer.Option(help="Columns: names and globs, separated by commas. By default all not used elsewhere.")
+]
+Categorical = Annotated[str, typer.Option(help="Columns of numbers that are categories; text always is.")]
+Impute = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mean|median",
+        help="Fill missing numbers with it and missing categories with the most frequent; else they are refused.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if likely wrote it before.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Recorded with the results; the same seed gives the same.")]
