@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import likely
-from likely.kernels import chunked
+from likely.kernels import loop
 
 Array = NDArray[np.float64]
 
@@ -371,8 +371,8 @@ class Kernel:
     @contextmanager
     def at(self, head: likely.Head) -> Iterator[str]:
         """The kernel's name, while its blocks of this head have the given number of rows."""
-        size = chunked.BLOCK_BYTES if self.rows is None else self.rows * head.classes * head.acc.itemsize
-        with mock.patch.object(chunked, "BLOCK_BYTES", size):
+        size = loop.BLOCK_BYTES if self.rows is None else self.rows * head.classes * head.acc.itemsize
+        with mock.patch.object(loop, "BLOCK_BYTES", size):
             yield self.name
 
     def nll(self, head: likely.Head, target: likely.Target, temperature: float = 1.0) -> likely.Score:

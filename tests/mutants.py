@@ -23,6 +23,7 @@ class Mutant(NamedTuple):
         return f"{self.file}: {self.old.strip().splitlines()[0][:70]}"
 
 
+COMMON, LOOP = "kernels/common.py", "kernels/loop.py"
 EAGER, CHUNKED = "kernels/eager.py", "kernels/chunked.py"
 TWIN = "test_equals_the_dense_twin"
 CARRIED = "test_is_carried_back"
@@ -78,32 +79,32 @@ MUTANTS = [
     ),
     # -------------------------------------------------------------------------------------------------- chunked
     Mutant(
-        CHUNKED,
+        LOOP,
         "for start in range(0, head.rows, block_rows):",
         "for start in range(0, head.rows - block_rows + 1, block_rows):",
         "test_values.py",
         "size_of_a_block",
     ),
-    Mutant(CHUNKED, "BLOCK_BYTES = 2**25", "BLOCK_BYTES = 2**35", "test_memory.py", "default_block"),
-    Mutant(CHUNKED, "BLOCK_BYTES // max(1, head.classes *", "BLOCK_BYTES // max(1, 1 *", "test_memory.py", "largest"),
-    Mutant(CHUNKED, "(a_n / temperature)[:, None]", "a_n[:, None]", "test_gradients.py", "mass_times_softmax"),
-    Mutant(CHUNKED, "            g_nC += own_nC\n", "            g_nC.copy_(own_nC)\n", "test_objective.py", "mixture"),
+    Mutant(LOOP, "BLOCK_BYTES = 2**25", "BLOCK_BYTES = 2**35", "test_memory.py", "default_block"),
+    Mutant(LOOP, "BLOCK_BYTES // max(1, head.classes *", "BLOCK_BYTES // max(1, 1 *", "test_memory.py", "largest"),
+    Mutant(LOOP, "(a_n / temperature)[:, None]", "a_n[:, None]", "test_gradients.py", "mass_times_softmax"),
+    Mutant(LOOP, "            g_nC += own_nC\n", "            g_nC.copy_(own_nC)\n", "test_objective.py", "mixture"),
     Mutant(
-        CHUNKED,
+        LOOP,
         "idle_n = a_n == 0 if ignored_n is None else ignored_n | (a_n == 0)",
         "idle_n = torch.zeros_like(a_n, dtype=torch.bool)",
         "test_extremes.py",
         "weight_zero",
     ),
     Mutant(
-        CHUNKED,
+        LOOP,
         "own_nC.scatter_(-1, at_n[:, None], -own_nC.sum(dim=-1, keepdim=True))",
         "own_nC.scatter_(-1, at_n[:, None], 0)",
         "test_gradients.py",
         "mass_times_softmax",
     ),
     Mutant(
-        CHUNKED,
+        LOOP,
         "            own_nC.scatter_(-1, at_n[:, None], 0)\n"
         "            own_nC.scatter_(-1, at_n[:, None], -own_nC.sum(dim=-1, keepdim=True))\n",
         "",
@@ -111,26 +112,26 @@ MUTANTS = [
         "small_losses",
     ),
     Mutant(
-        CHUNKED,
+        LOOP,
         "kl_N[rows] = cross_entropy_N[rows] - entropy_N[rows] if kl_n is None else kl_n",
         "kl_N[rows] = tile.cross_entropy(s_nC, log_A_n) - entropy_N[rows]",
         "test_values.py",
         "kl_is_zero",
     ),
-    Mutant(CHUNKED, "(2 * a_n * A_n)", "(a_n * A_n)", "test_objective.py", "z_loss"),
-    Mutant(CHUNKED, "A_n = log_A_n + m_n", "A_n = log_A_n", "test_objective.py", "z_loss"),
-    Mutant(CHUNKED, "        self.loss += added\n", "", "test_objective.py", "z_loss"),
+    Mutant(LOOP, "(2 * a_n * A_n)", "(a_n * A_n)", "test_objective.py", "z_loss"),
+    Mutant(LOOP, "A_n = log_A_n + m_n", "A_n = log_A_n", "test_objective.py", "z_loss"),
+    Mutant(LOOP, "        self.loss += added\n", "", "test_objective.py", "z_loss"),
     Mutant(CHUNKED, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_objective.py", "mixture"),
     Mutant(
         CHUNKED,
-        "scaled_gradients(cotangent * ctx.scale)",
-        "scaled_gradients(ctx.scale)",
+        "ctx.done.grads, cotangent * ctx.scale, ",
+        "ctx.done.grads, ctx.scale, ",
         "test_gradients.py",
         "cotangent",
     ),
     Mutant(
         CHUNKED,
-        "return (*none, *done.scaled_gradients(scale))",
+        "return (*none, *_scaled(done.grads, scale, head))",
         "return (*none, *done.grads)",
         "test_gradients.py",
         CARRIED,
@@ -153,14 +154,14 @@ MUTANTS = [
         "test_values.py",
         f"{TWIN} and signed",
     ),
-    Mutant(CHUNKED, "cross_entropy_N[rows], a_n)", "cross_entropy_N, a_n)", "test_objective.py", "mixture"),
+    Mutant(LOOP, "cross_entropy_N[rows], a_n)", "cross_entropy_N, a_n)", "test_objective.py", "mixture"),
     # ---------------------------------------------------------------------------------------------------- eager
     Mutant(EAGER, "z_NC = z_NC / temperature", "z_NC = z_NC * temperature", "test_values.py", TWIN),
     Mutant(
-        EAGER, "(coefficient_N == 0) & ~torch.isfinite(rows_N)", "rows_N != rows_N", "test_extremes.py", "weight_zero"
+        COMMON, "(coefficient_N == 0) & ~torch.isfinite(rows_N)", "rows_N != rows_N", "test_extremes.py", "weight_zero"
     ),
     Mutant(
-        EAGER,
+        COMMON,
         "(coefficient_N == 0) & ~torch.isfinite(rows_N)",
         "coefficient_N == 0",
         "test_gradients.py",

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from likely._checks import as_tensor, require, values_can_be_read
 from likely.heads import ALL, Head, Logits
-from likely.kernels.chunked import blocks
 from likely.kernels.common import transformed
+from likely.kernels.loop import blocks
 
 RowsOf = Callable[[Tensor, slice], Tensor]
 

@@ -139,11 +139,11 @@ def test_bfloat16_linear_cross_entropy_is_more_exact_than_torch(monkeypatch: pyt
     """Torch's own chunked path sums the chunks' losses in bfloat16; 256 blocks here lose nothing."""
     if not hasattr(F, "linear_cross_entropy"):
         pytest.skip(f"torch {torch.__version__} has no linear_cross_entropy")
-    from likely.kernels import chunked
+    from likely.kernels import loop
 
     x, weight, y = _linear_problem()
     truth = F.cross_entropy(x.detach().double() @ weight.detach().double().T, y).item()
-    monkeypatch.setattr(chunked, "BLOCK_BYTES", 16 * 4096 * 4)
+    monkeypatch.setattr(loop, "BLOCK_BYTES", 16 * 4096 * 4)
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=16, chunking_method=None)
     theirs = F.linear_cross_entropy(x, weight, y, options=options).item()
     ours = LF.linear_cross_entropy(x, weight, y, options=options).item()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import likely
-from likely.kernels import chunked
+from likely.kernels import loop
 from tests.cases import CLASSES, ROWS, make_head, requiring_grad
 
 Divergence = Callable[..., Tensor]
@@ -52,7 +52,7 @@ def test_equals_the_definition_with_its_gradient_in_blocks_of_any_size(
     wanted = definition(name, log_q, torch.log_softmax(teacher / temperature, dim=-1))
     a_N = torch.linspace(-1, 2, ROWS).double()
     true = torch.autograd.grad((a_N * wanted).sum(), leaves)
-    with mock.patch.object(chunked, "BLOCK_BYTES", rows * CLASSES * 8):
+    with mock.patch.object(loop, "BLOCK_BYTES", rows * CLASSES * 8):
         found_N = DIVERGENCES[name](head, teacher, temperature=temperature)
         found = torch.autograd.grad((a_N * found_N).sum(), leaves)
     torch.testing.assert_close(found_N, wanted, rtol=1e-12, atol=1e-13)

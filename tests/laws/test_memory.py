@@ -87,7 +87,7 @@ def test_the_watch_sees_the_whole_logits_where_they_are_held() -> None:
 
 
 def test_a_default_block_is_about_32_mebibytes() -> None:
-    from likely.kernels.chunked import blocks
+    from likely.kernels.loop import blocks
 
     wide = likely.Logits(torch.empty(4096, 32_000, device="meta"))
     sizes = {rows.stop - rows.start for rows in blocks(wide)}

@@ -11,23 +11,17 @@ and scaled once in the backward pass, so that a mean over many rows, or a gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from likely._checks import values_can_be_read
-from likely.forms import Target
-from likely.heads import Head, normalise
+from likely.heads import Head
 from likely.kernels import eager
 from likely.kernels.common import Result, RowScores, transformed
-
-Terms = Sequence[tuple[Target, float]]
-
-BLOCK_BYTES = 2**25
-"""The size of a block of logits: 32 MiB, which at 32,000 classes in float32 are 262 rows."""
+from likely.kernels.loop import Pass, Terms
 
 
 def refuses(head: Head, terms: Terms) -> str | None:
@@ -59,93 +53,15 @@ def _row_scores(three: Sequence[Tensor], known: bool) -> RowScores:
     return RowScores(*three) if known else RowScores(three[0], None, None)
 
 
-def blocks(head: Head, block_rows: int | None = None) -> Iterator[slice]:
-    """Slices of rows whose tile of logits is near `BLOCK_BYTES`."""
-    if block_rows is None:
-        block_rows = max(1, BLOCK_BYTES // max(1, head.classes * head.acc.itemsize))
-    for start in range(0, head.rows, block_rows):
-        yield slice(start, min(start + block_rows, head.rows))
-
-
-class _Pass:
-    """One run over the rows: what it leaves are the terms' rows, the weighted sums, and the gradients."""
-
-    def __init__(self, head: Head, terms: Terms, known: Sequence[bool], needed: Sequence[bool]) -> None:
-        self.head, self.terms, self.known = head.detached(), terms, known
-        self.grads = self.head.gradient_buffers(needed) if any(needed) else None
-        empty: dict[str, Any] = {"dtype": head.acc, "device": head.device}
-        self.rows = [[torch.empty(head.rows, **empty) for _ in range(3)] for _ in terms]
-        self.loss = torch.zeros((), **empty)
-        self.z_loss = torch.zeros((), **empty)
-
-    def over(self, coefficients: Sequence[Tensor] | None, z_coefficient: Tensor | None) -> _Pass:
-        buffer_nC = None
-        for rows in blocks(self.head):
-            n = rows.stop - rows.start
-            if buffer_nC is None:
-                buffer_nC = torch.empty(n, self.head.classes, dtype=self.head.acc, device=self.head.device)
-            z_nC = self.head.logits(rows, out=buffer_nC[:n])
-            g_nC = None if self.grads is None else torch.zeros_like(z_nC)
-            for at, (target, temperature) in enumerate(self.terms):
-                a_n = None if coefficients is None else coefficients[at][rows].to(self.head.acc)
-                self._term(at, target, temperature, rows, z_nC, a_n, g_nC)
-            if z_coefficient is not None:
-                self._z_term(z_nC, z_coefficient[rows].to(self.head.acc), g_nC)
-            if g_nC is not None and self.grads is not None:
-                self.head.pull_back(rows, g_nC, z_nC, self.grads)
-        return self
-
-    def _term(
-        self,
-        at: int,
-        target: Target,
-        temperature: float,
-        rows: slice,
-        z_nC: Tensor,
-        a_n: Tensor | None,
-        g_nC: Tensor | None,
-    ) -> None:
-        ignored_n = None if target.ignored is None else target.ignored[rows]
-        s_nC, log_A_n, _, at_n = normalise(z_nC if temperature == 1 else z_nC / temperature, ignored_n)
-        tile = target.tile(rows, temperature, z_nC.dtype)
-        cross_entropy_N, entropy_N, kl_N = self.rows[at]
-        kl_n = tile.kl(s_nC, log_A_n) if self.known[at] else None
-        if self.known[at]:
-            entropy_N[rows] = tile.entropy()
-            cross_entropy_N[rows] = tile.cross_entropy(s_nC, log_A_n) if kl_n is None else entropy_N[rows] + kl_n
-            kl_N[rows] = cross_entropy_N[rows] - entropy_N[rows] if kl_n is None else kl_n
-        else:
-            cross_entropy_N[rows] = tile.cross_entropy(s_nC, log_A_n)
-        if a_n is not None:
-            self.loss += eager.weighted_sum(cross_entropy_N[rows], a_n)
-        if g_nC is not None and a_n is not None:
-            q_nC = (s_nC - log_A_n[:, None]).exp_()
-            own_nC = tile.gradient_(q_nC, lambda: s_nC)
-            # The row's gradient sums to 0, and at the largest logit it is formed so: q − 1 would lose a small one.
-            own_nC.scatter_(-1, at_n[:, None], 0)
-            own_nC.scatter_(-1, at_n[:, None], -own_nC.sum(dim=-1, keepdim=True))
-            idle_n = a_n == 0 if ignored_n is None else ignored_n | (a_n == 0)
-            own_nC.mul_((a_n / temperature)[:, None]).masked_fill_(idle_n[:, None], 0)
-            g_nC += own_nC
-
-    def _z_term(self, z_nC: Tensor, a_n: Tensor, g_nC: Tensor | None) -> None:
-        s_nC, log_A_n, m_n, _ = normalise(z_nC)
-        A_n = log_A_n + m_n
-        added = eager.weighted_sum(A_n.square(), a_n)
-        self.z_loss += added
-        self.loss += added
-        if g_nC is not None:
-            own_nC = (s_nC - log_A_n[:, None]).exp_().mul_((2 * a_n * A_n)[:, None])
-            g_nC += own_nC.masked_fill_((a_n == 0)[:, None], 0)
-
-    def scaled_gradients(self, scale: Tensor) -> list[Tensor | None]:
-        assert self.grads is not None
-        return [
-            None
-            if grad is None
-            else (grad * scale.to(grad.dtype) if grad.dtype == self.head.acc else grad * scale).to(own.dtype)
-            for grad, own in zip(self.grads, (t if t is not None else torch.empty(0) for t in self.head.tensors))
-        ]
+def _scaled(grads: Sequence[Tensor | None] | None, scale: Tensor, head: Head) -> list[Tensor | None]:
+    """The gradients times the scale, in the dtypes of the head's tensors."""
+    assert grads is not None
+    return [
+        None
+        if grad is None
+        else (grad * scale.to(grad.dtype) if grad.dtype == head.acc else grad * scale).to(own.dtype)
+        for grad, own in zip(grads, (t if t is not None else torch.empty(0) for t in head.tensors))
+    ]
 
 
 def _common_scale(coefficients: Sequence[Tensor | None]) -> Tensor:
@@ -175,7 +91,7 @@ class _Sum(torch.autograd.Function):
         needed = [t is not None and ctx.needs_input_grad[5 + i] for i, t in enumerate(tensors)]
         ctx.scale = scale = _common_scale([*coefficients, z_coefficient]) if any(needed) else torch.ones(())
         scale = scale.to(head.device)
-        done = _Pass(head, terms, known, needed).over(
+        done = Pass(head, terms, known, needed).over(
             [c / scale for c in coefficients], None if z_coefficient is None else z_coefficient / scale
         )
         ctx.save_for_backward(*tensors)
@@ -197,7 +113,7 @@ class _Sum(torch.autograd.Function):
             found = torch.autograd.grad(loss, wanted, cotangent, create_graph=True)
             return (*none, *_place(found, ctx.needed))
         _ = ctx.saved_tensors  # raises where an input was changed in place since the forward pass
-        return (*none, *ctx.done.scaled_gradients(cotangent * ctx.scale))
+        return (*none, *_scaled(ctx.done.grads, cotangent * ctx.scale, ctx.head))
 
 
 class _Rows(torch.autograd.Function):
@@ -206,7 +122,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, head, terms, known, *tensors):  # type: ignore[no-untyped-def]
         ctx.needed = [t is not None and ctx.needs_input_grad[3 + i] for i, t in enumerate(tensors)]
-        done = _Pass(head, terms, known, [False]).over(None, None)
+        done = Pass(head, terms, known, [False]).over(None, None)
         ctx.save_for_backward(*tensors)
         ctx.head, ctx.terms, ctx.known = head.detached(), terms, known
         for _, entropy_N, _ in done.rows:
@@ -228,5 +144,5 @@ class _Rows(torch.autograd.Function):
             return (*none, *_place(found, ctx.needed))
         head = ctx.head.with_tensors(ctx.saved_tensors)
         scale = _common_scale(a)
-        done = _Pass(head, ctx.terms, [False] * len(a), ctx.needed).over([c / scale for c in a], None)
-        return (*none, *done.scaled_gradients(scale))
+        done = Pass(head, ctx.terms, [False] * len(a), ctx.needed).over([c / scale for c in a], None)
+        return (*none, *_scaled(done.grads, scale, head))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from likely.forms import Target
 from likely.heads import ALL, Head, normalise
-from likely.kernels.common import Result, RowScores
+from likely.kernels.common import Result, RowScores, weighted_sum
 
 
 def refuses(head: Head, terms: Sequence[tuple[Target, float]]) -> str | None:
@@ -55,12 +55,6 @@ def run(
 def _where_wanted(z_NC: Tensor, coefficient_N: Tensor) -> Tensor:
     """The logits, constant in a row with coefficient 0: its gradient is 0 even where the logits are NaN."""
     return torch.where((coefficient_N == 0)[:, None], z_NC.detach(), z_NC)
-
-
-def weighted_sum(rows_N: Tensor, coefficient_N: Tensor) -> Tensor:
-    """`Σ coefficient · row`; a row with coefficient 0 adds 0 even when it is infinite."""
-    idle_N = (coefficient_N == 0) & ~torch.isfinite(rows_N)
-    return (torch.where(idle_N, 0, rows_N) * coefficient_N.to(rows_N.dtype)).sum()
 
 
 def _score(z_NC: Tensor, target: Target, temperature: float, entropy: bool) -> RowScores:
