@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 python := $(VENV)/bin/python
 # The build backend is installed and pinned like everything else, so that no build fetches one of its own.
 install := $(python) -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt
-inputs := pyproject.toml constraints.txt
+inputs := pyproject.toml constraints.txt setup.py $(wildcard src/likely/kernels/native/*.cpp src/likely/kernels/native/*.h)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import likely
-from likely.kernels import loop
+from likely.kernels import loop, native
 
 Array = NDArray[np.float64]
 
@@ -364,15 +364,22 @@ class Kernel:
     name: str
     rows: int | None = None
     """Rows in a block; None leaves the kernel its own."""
+    row_pass: str | None = None
+    """One of `likely.kernels.native.available()`; None leaves the best."""
 
     def __str__(self) -> str:
-        return self.name if self.rows is None else f"{self.name} by {self.rows}"
+        words = [self.name, *([] if self.rows is None else ["by", str(self.rows)]), *filter(None, [self.row_pass])]
+        return " ".join(words)
 
     @contextmanager
     def at(self, head: likely.Head) -> Iterator[str]:
         """The kernel's name, while its blocks of this head have the given number of rows."""
-        size = loop.BLOCK_BYTES if self.rows is None else self.rows * head.classes * head.acc.itemsize
-        with mock.patch.object(loop, "BLOCK_BYTES", size):
+        with ExitStack() as stack:
+            if self.row_pass is not None:
+                stack.enter_context(native.using(self.row_pass))
+            if self.rows is not None:
+                size = self.rows * head.classes * (native.dtype_of(head) or head.acc).itemsize
+                stack.enter_context(mock.patch.object(loop, "BLOCK_BYTES", size))
             yield self.name
 
     def nll(self, head: likely.Head, target: likely.Target, temperature: float = 1.0) -> likely.Score:
@@ -388,4 +395,11 @@ class Kernel:
             return list(torch.autograd.grad(loss, leaves, **keywords))
 
 
-KERNELS = [Kernel("eager"), Kernel("chunked"), Kernel("chunked", 3), Kernel("chunked", 1)]
+KERNELS = [
+    Kernel("eager"),
+    Kernel("chunked"),
+    Kernel("chunked", 3),
+    Kernel("chunked", 1),
+    Kernel("chunked", row_pass="plain"),
+    Kernel("chunked", 3, "plain"),
+]

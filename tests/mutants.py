@@ -23,7 +23,7 @@ class Mutant(NamedTuple):
         return f"{self.file}: {self.old.strip().splitlines()[0][:70]}"
 
 
-COMMON, LOOP = "kernels/common.py", "kernels/loop.py"
+COMMON, LOOP, NATIVE = "kernels/common.py", "kernels/loop.py", "kernels/native/__init__.py"
 EAGER, CHUNKED = "kernels/eager.py", "kernels/chunked.py"
 TWIN = "test_equals_the_dense_twin"
 CARRIED = "test_is_carried_back"
@@ -56,7 +56,7 @@ MUTANTS = [
         "test_gradients.py",
         CARRIED,
     ),
-    Mutant("heads.py", "dbias_C += g_nC.sum(dim=0)", "dbias_C.copy_(g_nC.sum(dim=0))", "test_gradients.py", CARRIED),
+    Mutant("heads.py", "dbias_C += g_nC.sum(", "dbias_C[:] = g_nC.sum(", "test_gradients.py", CARRIED),
     Mutant("heads.py", "dweight_CD += g_nC.T @", "dweight_CD[:] = g_nC.T @", "test_precision.py", "bfloat16_gradient"),
     Mutant(
         "heads.py", 'Any] = {"dtype": self.acc', 'Any] = {"dtype": self.dtype', "test_precision.py", "bfloat16_gradient"
@@ -69,7 +69,13 @@ MUTANTS = [
         "test_gradients.py",
         f"{CARRIED} and binary",
     ),
-    Mutant("heads.py", "            out += self.bias\n", "            pass\n", "test_values.py", f"{TWIN} and bias"),
+    Mutant(
+        "heads.py",
+        "torch.addmm(self.bias, x_nD, self.weight.T, out=out)",
+        "torch.mm(x_nD, self.weight.T, out=out)",
+        "test_values.py",
+        f"{TWIN} and bias",
+    ),
     Mutant(
         "heads.py",
         "return torch.float32 if self.dtype in _HALF else self.dtype",
@@ -80,13 +86,28 @@ MUTANTS = [
     # -------------------------------------------------------------------------------------------------- chunked
     Mutant(
         LOOP,
-        "for start in range(0, head.rows, block_rows):",
-        "for start in range(0, head.rows - block_rows + 1, block_rows):",
+        "for start in range(0, head.rows, rows)]",
+        "for start in range(0, head.rows - rows + 1, rows)]",
         "test_values.py",
         "size_of_a_block",
     ),
-    Mutant(LOOP, "BLOCK_BYTES = 2**25", "BLOCK_BYTES = 2**35", "test_memory.py", "default_block"),
-    Mutant(LOOP, "BLOCK_BYTES // max(1, head.classes *", "BLOCK_BYTES // max(1, 1 *", "test_memory.py", "largest"),
+    Mutant(LOOP, "g_nC = other_nC[:n]", "g_nC = z_nC", "test_native.py", "several_terms"),
+    Mutant(LOOP, "self.loss += penalty", "self.loss += 0", "test_native.py", "several_terms"),
+    Mutant(NATIVE, "target.index[rows]", "target.index[: rows.stop - rows.start]", "test_values.py", TWIN),
+    Mutant(
+        NATIVE,
+        "else self.low_CD[start:stop].data_ptr()",
+        "else self.low_CD.data_ptr()",
+        "test_native.py",
+        "sum_of_products",
+    ),
+    Mutant(
+        NATIVE, "return stored_nC, _TEACHER", "return stored_nC.clone().fill_(1.0), _TEACHER", "test_values.py", TWIN
+    ),
+    Mutant(NATIVE, "replace(target, class_weight=None)", "target", "test_values.py", TWIN),
+    Mutant(LOOP, "2**27 // size", "2**37 // size", "test_memory.py", "default_block"),
+    Mutant(LOOP, "rows = max(1, BLOCK_BYTES // size)", "rows = BLOCK_BYTES", "test_memory.py", "largest"),
+    Mutant(LOOP, "max(warm // size, 256)", "max(warm // size, 64)", "test_memory.py", "default_block"),
     Mutant(LOOP, "(a_n / temperature)[:, None]", "a_n[:, None]", "test_gradients.py", "mass_times_softmax"),
     Mutant(LOOP, "            g_nC += own_nC\n", "            g_nC.copy_(own_nC)\n", "test_objective.py", "mixture"),
     Mutant(
@@ -120,7 +141,13 @@ MUTANTS = [
     ),
     Mutant(LOOP, "(2 * a_n * A_n)", "(a_n * A_n)", "test_objective.py", "z_loss"),
     Mutant(LOOP, "A_n = log_A_n + m_n", "A_n = log_A_n", "test_objective.py", "z_loss"),
-    Mutant(LOOP, "        self.loss += added\n", "", "test_objective.py", "z_loss"),
+    Mutant(
+        LOOP,
+        "        self.loss += added\n",
+        "",
+        "test_objective.py",
+        "z_loss",
+    ),
     Mutant(CHUNKED, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_objective.py", "mixture"),
     Mutant(
         CHUNKED,

@@ -16,6 +16,7 @@ import zipfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,15 @@ def likely(*arguments: str, fails: bool = False) -> str:
 
 def check_version() -> None:
     assert version("likely") in likely("--version")
+
+
+def check_row_pass() -> None:
+    """The wheel carries the compiled row pass where there was a compiler; here there is one."""
+    from likely.kernels import native
+
+    built = native.available() != ("plain",)
+    assert built == (which("c++") is not None or which("g++") is not None), native.available()
+    assert f"row pass: {native.active()}" in likely("--version")
 
 
 def check_core() -> None:
@@ -96,7 +106,7 @@ def check_demo() -> None:
 
 # In this order: a later check uses what an earlier one wrote.
 CHECKS = {
-    "": [check_version, check_core, check_fit_predict_evaluate, check_model_in_python, check_bad_input, check_origin],
+    "": [check_version, check_row_pass, check_core, check_fit_predict_evaluate, check_model_in_python, check_bad_input, check_origin],
     "[report]": [check_report, check_demo],
 }
 

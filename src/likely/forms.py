@@ -241,8 +241,10 @@ class Dense(Target):
         return (self.given, self.class_weight, *(self.head.tensors if self.head is not None else ()))
 
     def entropy_unknown(self) -> str | None:
-        signed = [t for t in (self.given, self.class_weight) if t is not None and t.numel() and values_can_be_read(t)]
-        return SIGNED if any(bool((t < 0).any()) for t in signed) else None
+        # What is softened has been checked to be a distribution.
+        signed = [None if self.softens else self.given, self.class_weight]
+        read = [t for t in signed if t is not None and t.numel() and values_can_be_read(t)]
+        return SIGNED if any(bool((t < 0).any()) for t in read) else None
 
     def tile(self, rows: slice, temperature: float, dtype: torch.dtype) -> DenseTile:
         scale = 1.0 if not self.softens else temperature

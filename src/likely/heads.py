@@ -8,7 +8,7 @@ It knows nothing of targets or losses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,20 @@ from likely._checks import as_tensor, require
 
 ALL = slice(None)
 _HALF = (torch.bfloat16, torch.float16)
+
+
+class ProductSum:
+    """The gradient of a weight, `Σ gᵀ x` over blocks of rows."""
+
+    def add(self, g_nC: Tensor, x_nD: Tensor) -> None:
+        raise NotImplementedError
+
+    def result(self) -> Tensor:
+        raise NotImplementedError
+
+
+ProductSums = Callable[[Tensor], ProductSum]
+"""Makes an empty sum for a weight."""
 
 
 class Head:
@@ -59,16 +73,32 @@ class Head:
         """A tile of logits, (n, C) in `acc`; written into `out` where given, which then must not need a gradient."""
         raise NotImplementedError
 
-    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
         """Carry the tile `g = ∂loss/∂z` back and add it to `grads`, one buffer (or None) for each of `tensors`.
 
         `z` is the tile that `logits` gave for these rows.  `g` may be overwritten.
         """
         raise NotImplementedError
 
-    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
-        """Empty buffers for `pull_back`: sums over rows in `acc`, per-row gradients in the tensor's own dtype."""
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
+        """Empty buffers for `pull_back`: sums over rows in `acc`, per-row gradients in the tensor's own dtype.
+
+        With `product_sum` a weight's gradient is one of these, and has a `result`.
+        """
         raise NotImplementedError
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether `pull_back` reads the logits, which then must not be overwritten by their gradient."""
+        return False
+
+    def stored(self, rows: slice) -> Tensor | None:
+        """The tile where it lies in memory, to be read only; None where it has to be formed."""
+        return None
+
+    def gradient_place(self, rows: slice, grads: Sequence[Any]) -> Tensor | None:
+        """Where the tile of gradients may be written at once, so that `pull_back` has nothing to do; or None."""
+        return None
 
     def detached(self) -> Head:
         return self.with_tensors([None if t is None else t.detach() for t in self.tensors])
@@ -95,8 +125,9 @@ def normalise(z_nC: Tensor, ignored_n: Tensor | None = None) -> tuple[Tensor, Te
     m_n = torch.where(torch.isneginf(m_n), 0, m_n)
     s_nC = z_nC - m_n[:, None]
     others_n = s_nC.scatter(-1, at_n[:, None], -torch.inf).exp().sum(dim=-1)
-    s_at_n = s_nC.gather(-1, at_n[:, None])[:, 0].detach()
-    log_A_n = torch.where(torch.isneginf(s_at_n), -torch.inf, torch.log1p(others_n))
+    s_at_n = s_nC.gather(-1, at_n[:, None])[:, 0].detach()  # 0; or −inf where all are; or NaN where one is NaN or +inf
+    gone_n = torch.isneginf(s_at_n)
+    log_A_n = torch.where(gone_n, -torch.inf, torch.log1p(others_n + torch.where(gone_n, 0, s_at_n)))
     return s_nC, log_A_n, m_n, at_n
 
 
@@ -157,10 +188,16 @@ class Logits(Head):
         z = self.z[rows]
         return z.to(self.acc) if out is None else out.copy_(z)
 
-    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
         return [torch.empty_like(self.z) if needed[0] else None]
 
-    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+    def stored(self, rows: slice) -> Tensor | None:
+        return self.z[rows]
+
+    def gradient_place(self, rows: slice, grads: Sequence[Any]) -> Tensor | None:
+        return None if grads[0] is None else grads[0][rows]
+
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
         if grads[0] is not None:
             grads[0][rows] = g_nC
 
@@ -210,10 +247,10 @@ class Binary(Head):
         out[:, 1] = z
         return out
 
-    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
         return [torch.empty_like(self.z) if needed[0] else None]
 
-    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
         if grads[0] is not None:
             grads[0][rows] = g_nC[:, 1]
 
@@ -290,32 +327,40 @@ class Linear(Head):
             z_nC = F.linear(x_nD, self.weight, self.bias).to(self.acc)
             return z_nC if self.softcap is None else self.softcap * torch.tanh(z_nC / self.softcap)
         if out.dtype == x_nD.dtype:
-            torch.mm(x_nD, self.weight.T, out=out)
-            if self.bias is not None:
-                out += self.bias
+            if self.bias is None:
+                torch.mm(x_nD, self.weight.T, out=out)
+            else:
+                torch.addmm(self.bias, x_nD, self.weight.T, out=out)
         else:
             out.copy_(F.linear(x_nD, self.weight, self.bias))
         return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def gradient_buffers(self, needed: Sequence[bool]) -> list[Tensor | None]:
+    @property
+    def keeps_logits(self) -> bool:
+        return self.softcap is not None
+
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
         x, weight, bias = needed
         sums: dict[str, Any] = {"dtype": self.acc, "device": self.device}
+        own = torch.zeros(self.weight.shape, **sums) if weight and product_sum is None else None
         return [
             torch.empty_like(self.x) if x else None,
-            torch.zeros(self.weight.shape, **sums) if weight else None,
+            product_sum(self.weight) if weight and product_sum is not None else own,
             torch.zeros(self.classes, **sums) if bias else None,
         ]
 
-    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Tensor | None]) -> None:
+    def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
         dx_ND, dweight_CD, dbias_C = grads
         if self.softcap is not None:
             g_nC *= 1 - (z_nC / self.softcap).square_()
         if dbias_C is not None:
-            dbias_C += g_nC.sum(dim=0)
+            dbias_C += g_nC.sum(dim=0, dtype=dbias_C.dtype)
         g_nC = g_nC.to(self.dtype)
         if dx_ND is not None:
             torch.mm(g_nC, self.weight, out=dx_ND[rows])
-        if dweight_CD is not None:
+        if isinstance(dweight_CD, ProductSum):
+            dweight_CD.add(g_nC, self.x[rows])
+        elif dweight_CD is not None:
             if self.acc == self.dtype:
                 dweight_CD.addmm_(g_nC.T, self.x[rows])
             else:

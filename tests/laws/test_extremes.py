@@ -161,15 +161,18 @@ def test_a_row_of_weight_zero_adds_nothing_even_where_it_is_infinite_or_nan(kern
 
 @kernels
 @pytest.mark.parametrize("target", ["labels", "probabilities", "teacher logits"])
-def test_a_logit_that_is_nan_is_heard(target: str, kernel: Kernel) -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_logit_that_is_nan_or_infinite_is_heard(bad: float, target: str, kernel: Kernel) -> None:
+    """As in torch, where either makes the whole row NaN: gradient scalers look for it."""
     made, own = make_case(target, "logits")
     (z_NC,) = (t for t in own.tensors if t is not None)
     z_NC = z_NC.clone()
-    z_NC[2, 1] = math.nan
+    z_NC[2, 1] = bad
     score = kernel.nll(likely.Logits(z_NC), made.target)
     assert torch.isnan(score.cross_entropy).tolist() == [row == 2 for row in range(ROWS)]
-    loss, _ = loss_and_gradient(kernel, z_NC, made.target)
+    loss, grad_NC = loss_and_gradient(kernel, z_NC, made.target)
     assert math.isnan(float(loss))
+    assert torch.isnan(grad_NC).all(-1).tolist() == [row == 2 for row in range(ROWS)]
 
 
 @kernels

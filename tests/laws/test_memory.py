@@ -86,13 +86,22 @@ def test_the_watch_sees_the_whole_logits_where_they_are_held() -> None:
     assert seen.numel == N * C
 
 
-def test_a_default_block_is_about_32_mebibytes() -> None:
+def sizes_of(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> list[int]:
     from likely.kernels.loop import blocks
 
-    wide = likely.Logits(torch.empty(4096, 32_000, device="meta"))
-    sizes = {rows.stop - rows.start for rows in blocks(wide)}
-    assert max(sizes) == 2**25 // (32_000 * 4)
-    whole = list(blocks(wide))
+    whole = blocks(likely.Logits(torch.empty(rows, classes, dtype=dtype, device="meta")))
     assert [r.start for r in whole[1:]] == [r.stop for r in whole[:-1]]
-    assert (whole[0].start, whole[-1].stop) == (0, 4096)
-    assert [r.stop - r.start for r in blocks(likely.Logits(torch.empty(3, 2**26, device="meta")))] == [1, 1, 1]
+    assert (whole[0].start, whole[-1].stop) == (0, rows)
+    return [r.stop - r.start for r in whole]
+
+
+def test_a_default_block_keeps_the_rate_of_products_and_never_grows_with_the_rows() -> None:
+    """256 rows where the classes are many, what the caches hold where they are few, never above 128 MiB."""
+    assert set(sizes_of(4096, 32_000)) == {256}
+    assert set(sizes_of(65_536, 32_000)) == {256}
+    assert sizes_of(300, 32_000) == [192, 108]
+    few = sizes_of(2**16, 1000)
+    assert 2**20 <= max(few) * 1000 * 4 <= 2**29
+    assert max(few) - min(few[:-1]) <= 64
+    assert max(sizes_of(300, 2**20)) == 2**27 // (2**20 * 4)
+    assert sizes_of(3, 2**26) == [1, 1, 1]

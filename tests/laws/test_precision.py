@@ -147,13 +147,14 @@ def test_a_bfloat16_loss_over_many_blocks_is_accumulated_in_float32() -> None:
     assert abs(float(scores[0].mean().cross_entropy) - float(loss)) < 1e-5
 
 
-def test_a_bfloat16_gradient_over_many_blocks_is_accumulated_in_float32() -> None:
+@pytest.mark.parametrize("row_pass", [None, "plain"])
+def test_a_bfloat16_gradient_over_many_blocks_is_accumulated_in_float32(row_pass: str | None) -> None:
     x, weight, _, y = problem(4096, 16, 64, torch.bfloat16)
     found = []
     for kernel, dtype in (
         (KERNELS[0], torch.float64),
         (KERNELS[0], torch.bfloat16),
-        (Kernel("chunked", 16), torch.bfloat16),
+        (Kernel("chunked", 16, row_pass), torch.bfloat16),
     ):
         head, leaves = requiring_grad(likely.Linear(x.to(dtype), weight.to(dtype)))
         loss, _ = kernel.objective(head, likely.labels(y, 64))

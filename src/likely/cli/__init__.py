@@ -33,7 +33,9 @@ for command in (fit, predict, evaluate, distill):
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"likely {importlib.metadata.version('likely')}")
+        from likely.kernels import native
+
+        print(f"likely {importlib.metadata.version('likely')} (row pass: {native.active()})")
         raise typer.Exit
 
 

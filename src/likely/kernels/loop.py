@@ -1,50 +1,132 @@
 """The loop over blocks of rows: one buffer of logits, and the gradients formed where their coefficients are known.
 
 For each block: the tile of logits, its normaliser, every term's loss, and, where the rows' coefficients in the final
-sum are known, the tile of gradients `coefficient · (M·softmax(z/T) − μ)/T`, carried back at once.  Nothing here is seen
-by autograd; `kernels.chunked` makes functions of it that are.
+sum are known, the tile of gradients `coefficient · (M·softmax(z/T) − μ)/T`, carried back at once.  The tile is read
+once, by the compiled row pass of `kernels.native`, where that serves, and by PyTorch operations otherwise.  Nothing
+here is seen by autograd; `kernels.chunked` makes functions of it that are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from likely.forms import Target
-from likely.heads import Head, normalise
+from likely.heads import Head, ProductSum, normalise
+from likely.kernels import native
 from likely.kernels.common import weighted_sum
 
 Terms = Sequence[tuple[Target, float]]
 
-BLOCK_BYTES = 2**25
-"""The size of a block of logits: 32 MiB, which at 32,000 classes in float32 are 262 rows."""
+BLOCK_BYTES: int | None = None
+"""The size of a block of logits, for those who want another than `blocks` chooses."""
 
 
-def blocks(head: Head, block_rows: int | None = None) -> Iterator[slice]:
-    """Slices of rows whose tile of logits is near `BLOCK_BYTES`."""
-    if block_rows is None:
-        block_rows = max(1, BLOCK_BYTES // max(1, head.classes * head.acc.itemsize))
-    for start in range(0, head.rows, block_rows):
-        yield slice(start, min(start + block_rows, head.rows))
+def blocks(head: Head) -> list[slice]:
+    """Slices of rows, in each of which the tile of logits is held.
+
+    Bytes, threads and caches decide, not the number of features.  A tile of four second-level caches for each thread
+    is still warm when its gradients are formed and carried back.  Below 256 rows the matrix products lose their rate,
+    so a tile has at least these, unless it would exceed 128 MiB.  Rows come in multiples of 64, spread evenly.
+    """
+    size = head.classes * (native.dtype_of(head) or head.acc).itemsize
+    if size == 0 or head.rows == 0:
+        return [slice(0, head.rows)] if head.rows else []
+    if BLOCK_BYTES is not None:
+        rows = max(1, BLOCK_BYTES // size)
+    else:
+        warm = 4 * _second_level_cache() * torch.get_num_threads()
+        rows = max(1, min(max(warm // size, 256), 2**27 // size))
+        even = -(-head.rows // -(-head.rows // rows))
+        rows = min(-(-even // 64) * 64, rows)
+    return [slice(start, min(start + rows, head.rows)) for start in range(0, head.rows, rows)]
+
+
+@cache
+def _second_level_cache() -> int:
+    try:
+        return max(2**18, os.sysconf("SC_LEVEL2_CACHE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return 2**20  # not told
 
 
 class Pass:
     """One run over the rows: what it leaves are the terms' rows, the weighted sums, and the gradients."""
 
     def __init__(self, head: Head, terms: Terms, known: Sequence[bool], needed: Sequence[bool]) -> None:
-        self.head, self.terms, self.known = head.detached(), terms, known
-        self.grads = self.head.gradient_buffers(needed) if any(needed) else None
+        self.head, self.terms, self.known, self.needed = head.detached(), terms, known, needed
+        self.blocks = list(blocks(self.head))
+        self.grads: list[Any] | None = None
         empty: dict[str, Any] = {"dtype": head.acc, "device": head.device}
         self.rows = [[torch.empty(head.rows, **empty) for _ in range(3)] for _ in terms]
         self.loss = torch.zeros((), **empty)
         self.z_loss = torch.zeros((), **empty)
 
     def over(self, coefficients: Sequence[Tensor] | None, z_coefficient: Tensor | None) -> Pass:
+        dtype = native.dtype_of(self.head)
+        if dtype is not None and all(native.serves(target) for target, _ in self.terms):
+            self._compiled(dtype, coefficients, z_coefficient)
+        else:
+            self._plain(coefficients, z_coefficient)
+        if self.grads is not None:
+            self.grads = [g.result() if isinstance(g, ProductSum) else g for g in self.grads]
+        return self
+
+    # ------------------------------------------------------------------------------------ by the compiled row pass
+
+    def _compiled(
+        self, dtype: torch.dtype, coefficients: Sequence[Tensor] | None, z_coefficient: Tensor | None
+    ) -> None:
+        head = self.head
+        if any(self.needed):
+            planes = partial(native.PlaneSum, blocks=len(self.blocks))
+            own_sum: dict[torch.dtype, Any] = {torch.bfloat16: planes, torch.float32: native.DirectSum}
+            self.grads = head.gradient_buffers(self.needed, own_sum.get(head.dtype))
+        rows_pass = native.Rows(head, self.terms, self.rows)
+        tile_nC = other_nC = None
+        for rows in self.blocks:
+            n = rows.stop - rows.start
+            z_nC = head.stored(rows)
+            if z_nC is None or z_nC.dtype != dtype or z_nC.stride(-1) != 1:
+                if tile_nC is None:
+                    tile_nC = native.tile_of(n, head.classes, dtype)
+                z_nC = head.logits(rows, out=tile_nC[:n])
+            placed_nC = g_nC = None
+            if self.grads is not None and coefficients is not None:
+                placed_nC = head.gradient_place(rows, self.grads)
+                if placed_nC is not None and placed_nC.dtype == dtype:
+                    g_nC = placed_nC
+                elif head.keeps_logits or tile_nC is None:
+                    if other_nC is None:
+                        other_nC = native.tile_of(n, head.classes, dtype)
+                    g_nC = other_nC[:n]
+                else:
+                    g_nC = z_nC
+            own = None if coefficients is None else [a_N[rows] for a_N in coefficients]
+            a_n = None if z_coefficient is None else z_coefficient[rows]
+            A_n = rows_pass.over(rows, z_nC, g_nC, self.known, own, a_n)
+            if A_n is not None and a_n is not None:
+                penalty = weighted_sum(A_n.square(), a_n)
+                self.z_loss += penalty
+                self.loss += penalty
+            if g_nC is not None and g_nC is not placed_nC and self.grads is not None:
+                head.pull_back(rows, g_nC, z_nC, self.grads)
+        if coefficients is not None:
+            for (cross_entropy_N, _, _), a_N in zip(self.rows, coefficients):
+                self.loss += weighted_sum(cross_entropy_N, a_N.to(head.acc))
+
+    # --------------------------------------------------------------------------------------- by PyTorch operations
+
+    def _plain(self, coefficients: Sequence[Tensor] | None, z_coefficient: Tensor | None) -> None:
+        if any(self.needed):
+            self.grads = self.head.gradient_buffers(self.needed)
         buffer_nC = None
-        for rows in blocks(self.head):
+        for rows in self.blocks:
             n = rows.stop - rows.start
             if buffer_nC is None:
                 buffer_nC = torch.empty(n, self.head.classes, dtype=self.head.acc, device=self.head.device)
@@ -57,7 +139,6 @@ class Pass:
                 self._z_term(z_nC, z_coefficient[rows].to(self.head.acc), g_nC)
             if g_nC is not None and self.grads is not None:
                 self.head.pull_back(rows, g_nC, z_nC, self.grads)
-        return self
 
     def _term(
         self,

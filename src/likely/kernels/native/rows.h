@@ -1,0 +1,76 @@
+// The plain C interface of the row pass; likely/kernels/native/__init__.py mirrors these structures.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+enum Kind : int32_t { SPARSE, DENSE, TEACHER, Z_LOSS };
+enum Type : int32_t { FLOAT32, BFLOAT16 };
+
+// One term over the n rows of a tile.  Pointers may be null where "or null" is said.
+struct Term {
+  int32_t kind;
+  int32_t dense_type;          // of `dense`
+  float inverse_temperature;   // of the student
+  float dense_inverse_temperature;
+  const float* coefficient;    // (n) or null: no gradient is wanted
+  const uint8_t* ignored;      // (n) or null
+  // SPARSE: value at index + floor * base
+  int64_t stored;              // K
+  const int64_t* index;        // (n, K)
+  const float* value;          // (n, K)
+  const float* floor;          // (n) or null
+  const float* base;           // (C) or null: ones
+  double base_total;
+  // DENSE: a measure; TEACHER: logits
+  const void* dense;           // (n, C), rows `dense_stride` apart
+  int64_t dense_stride;
+  const float* class_weight;   // (C) or null
+  // results, (n)
+  float* cross_entropy;        // of Z_LOSS: the log-normaliser A
+  float* entropy;              // or null: not wanted, nor is kl
+  float* kl;
+};
+
+struct Job {
+  int32_t type;                // of `logits` and `gradient`
+  int32_t threads;
+  int64_t rows, classes;
+  const void* logits;
+  int64_t logits_stride;
+  void* gradient;              // may be `logits`; null: no gradient is wanted
+  int64_t gradient_stride;
+  const Term* terms;
+  int64_t terms_count;
+  float* scratch;              // threads * 3 * room floats, where room >= classes + 64
+  int64_t room;
+};
+
+// Binary rows: each logit z is the log odds of class 1, each target the probability y of class 1.
+//     loss = max(z, 0) - z y + log1p(exp(-|z|)),   gradient = coefficient (sigmoid(z) - y)
+struct Binary {
+  int32_t type;                // of logits, target and gradient
+  int32_t threads;
+  int64_t rows;
+  const void* logits;
+  const void* target;
+  void* gradient;              // or null
+  const float* coefficients;   // (rows), or null: `coefficient` for every row
+  float coefficient;
+  float* cross_entropy;        // (rows), or null
+  double* sum;                 // (1): of the losses, not weighted
+};
+
+// total += part for a sum that is kept in float32 but held as two planes of 16 bits: `high`, which is where the bfloat16
+// result will stand, and `low`.  With `low` null the sum so far is `high` alone; `last` rounds the sum into `high`.
+struct Planes {
+  int32_t last;
+  int32_t threads;
+  int64_t rows, columns;
+  uint16_t* high;              // rows `stride` apart
+  uint16_t* low;               // or null
+  int64_t stride;
+  const uint16_t* part;        // (rows, columns), contiguous
+};
+
+}

@@ -1,0 +1,151 @@
+"""The compiled row pass, in every instruction set that this processor has, against the definition in float64.
+
+Legend: N rows, C classes.  Sizes that no register divides, results that start as NaN, classes stored twice, several
+terms at once, one thread and more.
+"""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import likely
+from likely.kernels import loop, native
+from tests.cases import HEADS, TARGETS, Draw, Kernel, make_case, requiring_grad
+
+SETS = [name for name in native.available() if name != "plain"]
+CLASSES = [2, 3, 5, 16, 33, 67]
+SERVED = [name for name in TARGETS if "bucket" not in name]
+
+pytestmark = pytest.mark.skipif(not SETS, reason="the row pass was not built: no C++ compiler was found")
+
+
+@pytest.fixture(params=SETS, autouse=True)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.using(request.param):
+        yield request.param
+
+
+def exact(target: likely.Target, head: likely.Head, temperature: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows and gradients of the definition in float64, on the very numbers of the head and the target."""
+    wide, leaves = requiring_grad(head.with_tensors([None if t is None else t.double() for t in head.tensors]))
+    score = likely.nll(wide, target, temperature=temperature, kernel="eager")
+    grads = torch.autograd.grad((score.cross_entropy * weights(head.rows)).sum(), leaves)
+    known = target.entropy_unknown() is None
+    return [score.cross_entropy, *([score.entropy, score.kl] if known else [])], list(grads)
+
+
+def weights(rows: int) -> Tensor:
+    return torch.linspace(0.5, 1.5, rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("name", SERVED)
+def test_equals_the_definition(name: str, classes: int) -> None:
+    made, head = make_case(name, "logits", classes=classes, rows=6, dtype=torch.float32)
+    temperature = made.temperatures[-1]
+    rows, grads = exact(made.target, head, temperature)
+    leaf, leaves = requiring_grad(head)
+    score = Kernel("chunked", 4).nll(leaf, made.target, temperature)
+    found = [score.cross_entropy, *([score.entropy, score.kl] if len(rows) == 3 else [])]
+    for ours, truth in zip(found, rows):
+        torch.testing.assert_close(ours.double(), truth, atol=3e-6, rtol=3e-6)
+    carried = torch.autograd.grad((score.cross_entropy * weights(6)).sum(), leaves)
+    for own, true in zip(carried, grads):
+        torch.testing.assert_close(own.double(), true, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["linear bias", "linear softcap", "logits impossible"])
+def test_several_terms_at_once_and_a_z_loss(name: str, dtype: torch.dtype) -> None:
+    head = HEADS[name](Draw("terms", rows=9, classes=37, dtype=dtype), None)
+    index = torch.tensor([[0, 5, 5, 36]] * 9)  # one class twice
+    teacher = torch.randn(9, 37, generator=torch.Generator().manual_seed(1)).to(dtype)
+    possible = torch.isfinite(head.logits())
+    terms = [
+        likely.Term(likely.teacher(teacher), weight=0.5, temperature=2.0),
+        likely.Term(likely.labels(possible.int().argmax(-1), 37, ignore_index=1)),
+        likely.Term(likely.samples(index, torch.tensor([[2, 1, 3, 4]] * 9), 37), weight=0.1),
+    ]
+    if name == "logits impossible":
+        terms = terms[1:2] * 3
+    results = []
+    for kernel, row_pass in (("eager", "plain"), ("chunked", native.active())):
+        with native.using(row_pass):
+            leaf, leaves = requiring_grad(head)
+            loss, _ = likely.objective(leaf, terms, z_loss=0.3, kernel=kernel)
+            results.append((loss, *torch.autograd.grad(loss, leaves)))
+    for plain, ours in zip(*results):
+        scale = 1e-5 if dtype == torch.float32 else 2e-2
+        largest = float(plain.detach().abs().max())
+        torch.testing.assert_close(ours.double(), plain.double(), atol=scale * largest, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 7, 32, 36])
+def test_nan_and_infinity_reach_the_loss_and_the_gradient_of_their_row_alone(bad: float, at: int) -> None:
+    z = torch.randn(4, 37, generator=torch.Generator().manual_seed(0))
+    z[2, at] = bad
+    for target in (
+        likely.labels([3, 3, 3, 3], 37),
+        likely.teacher(torch.zeros(4, 37)),
+        likely.measure(torch.ones(4, 37)),
+    ):
+        leaf = z.clone().requires_grad_()
+        score = likely.nll(likely.Logits(leaf), target, kernel="chunked")
+        score.cross_entropy.sum().backward()
+        assert leaf.grad is not None
+        expected = torch.tensor([False, False, True, False])
+        assert torch.equal(score.cross_entropy.isnan(), expected)
+        assert torch.equal(leaf.grad.isnan().all(-1), expected)
+        assert torch.equal(leaf.grad.isnan().any(-1), expected)
+
+
+def test_a_wide_row_is_summed_in_blocks() -> None:
+    """Equal logits over many classes: float sums of one block after another would drift."""
+    C = 300_001
+    z = torch.zeros(2, C, requires_grad=True)
+    loss = likely.nll(likely.Logits(z), likely.labels([0, C - 1], C), kernel="chunked").cross_entropy
+    torch.testing.assert_close(loss.double(), torch.full((2,), math.log(C), dtype=torch.float64), rtol=1e-7, atol=0)
+
+
+def test_threads_change_nothing() -> None:
+    made, head = make_case("teacher linear", "linear", classes=40_000, rows=6, dtype=torch.float32)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            leaf, leaves = requiring_grad(head)
+            loss, _ = Kernel("chunked", 4).objective(leaf, [made.target])
+            found.append((loss, *torch.autograd.grad(loss, leaves)))
+        finally:
+            torch.set_num_threads(before)
+    for one, three in zip(*found):
+        torch.testing.assert_close(one, three, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7])
+def test_a_bfloat16_sum_of_products_is_kept_in_float32(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two planes hold the float32 sum of the blocks' products exactly, and it is rounded once."""
+    monkeypatch.setattr(native.PlaneSum, "PART_BYTES", 64 * 5 * 2)
+    generator = torch.Generator().manual_seed(0)
+    g, x = (torch.randn(7 * 3, n, generator=generator).bfloat16() for n in (133, 5))
+    total = native.PlaneSum(torch.empty(133, 5, dtype=torch.bfloat16), blocks)
+    plain = torch.zeros(133, 5)
+    for part in torch.arange(21).tensor_split(blocks):
+        total.add(g[part], x[part])
+        plain += g[part].T @ x[part]
+    assert torch.equal(total.result(), plain.bfloat16())
+
+
+def test_the_pass_that_runs_is_named(instruction_set: str) -> None:
+    assert native.active() == instruction_set
+    with native.using("plain"):
+        assert native.active() == "plain"
+        assert native.dtype_of(likely.Logits(torch.zeros(1, 2))) is None
+    with pytest.raises(ValueError, match="on this machine there are"), native.using("sse9"):
+        pass
+    assert loop.blocks(likely.Logits(torch.zeros(0, 3))) == []
