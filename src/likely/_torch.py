@@ -17,7 +17,8 @@ from torch.nn import _reduction
 from likely import kernels
 from likely._checks import require
 from likely.forms import Target
-from likely.heads import Head
+from likely.heads import Binary, Head
+from likely.kernels import binary
 from likely.score import shares
 from likely.targets import labels, measure
 
@@ -191,8 +192,8 @@ def as_rows(z: Tensor) -> Tensor:
     return z if z.dim() == 2 else z.movedim(1, -1).reshape(-1, z.shape[1])
 
 
-def lowered_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> Target:
-    """Probabilities of class 1 as the measures `w (1 − y, p y)`, one for every element, after torch's checks."""
+def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> None:
+    """Torch's checks of a binary target."""
     sizes = f"Target size ({target.size()}) must be the same as input size ({input.size()})"
     require(target.size() == input.size(), sizes)
     require(
@@ -202,9 +203,33 @@ def lowered_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_wei
     )
     _check_broadcast("weight", weight, input.shape)
     _check_broadcast("pos_weight", pos_weight, input.shape)
+
+
+def binary_masses(
+    target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Probabilities `y` of class 1 as the masses `w p y` of class 1 and `w (1 − y)` of class 0; None for `1 − y`."""
+    if weight is None and pos_weight is None:
+        return (target if target.dtype == dtype else single(target)[0]), None
     (y,) = single(target)
-    mu = torch.stack([1 - y, y if pos_weight is None else y * pos_weight], dim=-1)
-    return measure((mu if weight is None else mu * weight[..., None]).reshape(-1, 2))
+    one, zero = y if pos_weight is None else y * pos_weight, 1 - y
+    return one if weight is None else one * weight, zero if weight is None else zero * weight
+
+
+def reduced_binary(
+    input: Tensor, mu1: Tensor, mu0: Tensor | None, reduction: str, temperature: float, total: Any
+) -> Tensor:
+    """The losses of log odds as torch reduces them: in one reading where that can be, else as any other measure."""
+    require(total is None or reduction == "mean", f"total: is the denominator of a mean; reduction is {reduction!r}")
+    if temperature == 1 and input.numel() and binary.refuses(input, mu1, mu0) is None:
+        if reduction == "none":
+            return binary.rows(input, mu1, mu0)
+        denominator = float(1 if reduction == "sum" else input.numel() if total is None else total)
+        if denominator:
+            return binary.reduced(input, mu1, mu0, 1 / denominator)
+    (mu1,) = single(mu1)
+    mu = torch.stack([1 - mu1 if mu0 is None else mu0, mu1], dim=-1).reshape(-1, 2)
+    return reduced([Binary(input)], [measure(mu)], input.shape, reduction, temperature, total, 0.0)
 
 
 def _check_broadcast(name: str, factor: Tensor | None, shape: torch.Size) -> None:

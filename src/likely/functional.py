@@ -248,11 +248,11 @@ def binary_cross_entropy_with_logits(
     _torch.require_floating(input)
     if isinstance(target, Target):
         _torch.require_bare(weight=weight, pos_weight=pos_weight)
-        own = target
-    else:
-        own = _torch.lowered_binary(input, target, weight, pos_weight)
-        input = input.to(_torch.wider(input.dtype, target))
-    return _torch.reduced([Binary(input)], [own], input.shape, reduction, temperature, total, 0.0)
+        return _torch.reduced([Binary(input)], [target], input.shape, reduction, temperature, total, 0.0)
+    _torch.check_binary(input, target, weight, pos_weight)
+    input = input.to(_torch.wider(input.dtype, target))
+    mu1, mu0 = _torch.binary_masses(target, weight, pos_weight, input.dtype)
+    return _torch.reduced_binary(input, mu1, mu0, reduction, temperature, total)
 
 
 def nll_loss(

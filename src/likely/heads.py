@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from likely import _memory
 from likely._checks import as_tensor, require
 
 ALL = slice(None)
@@ -189,7 +190,7 @@ class Logits(Head):
         return z.to(self.acc) if out is None else out.copy_(z)
 
     def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
-        return [torch.empty_like(self.z) if needed[0] else None]
+        return [_memory.empty_like(self.z) if needed[0] else None]
 
     def stored(self, rows: slice) -> Tensor | None:
         return self.z[rows]
@@ -248,7 +249,7 @@ class Binary(Head):
         return out
 
     def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
-        return [torch.empty_like(self.z) if needed[0] else None]
+        return [_memory.empty_like(self.z) if needed[0] else None]
 
     def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
         if grads[0] is not None:
@@ -344,7 +345,7 @@ class Linear(Head):
         sums: dict[str, Any] = {"dtype": self.acc, "device": self.device}
         own = torch.zeros(self.weight.shape, **sums) if weight and product_sum is None else None
         return [
-            torch.empty_like(self.x) if x else None,
+            _memory.empty_like(self.x) if x else None,
             product_sum(self.weight) if weight and product_sum is not None else own,
             torch.zeros(self.classes, **sums) if bias else None,
         ]

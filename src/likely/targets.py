@@ -314,7 +314,7 @@ def samples(
     )
 
 
-def teacher(head: Head | Tensor, *, weight: Any = None) -> Target:
+def teacher(head: Head | Tensor, *, weight: Any = None) -> Dense:
     """The target of a teacher: a head (or its logits), softened tile by tile by the temperature of the Term.
 
     `p = softmax(z_teacher / T)`.  Its gradient is exact.  A teacher gets no gradient and is refused if it asks for one.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likely import _memory
 from likely.forms import Target
 from likely.heads import Head, ProductSum, normalise
 from likely.kernels import native
@@ -94,7 +95,7 @@ class Pass:
             z_nC = head.stored(rows)
             if z_nC is None or z_nC.dtype != dtype or z_nC.stride(-1) != 1:
                 if tile_nC is None:
-                    tile_nC = native.tile_of(n, head.classes, dtype)
+                    tile_nC = _memory.empty(n, head.classes, dtype=dtype)
                 z_nC = head.logits(rows, out=tile_nC[:n])
             placed_nC = g_nC = None
             if self.grads is not None and coefficients is not None:
@@ -103,7 +104,7 @@ class Pass:
                     g_nC = placed_nC
                 elif head.keeps_logits or tile_nC is None:
                     if other_nC is None:
-                        other_nC = native.tile_of(n, head.classes, dtype)
+                        other_nC = _memory.empty(n, head.classes, dtype=dtype)
                     g_nC = other_nC[:n]
                 else:
                     g_nC = z_nC

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,12 +21,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from likely import _memory
 from likely._checks import require
 from likely.forms import Dense, DenseTile, Sparse, Target
 from likely.heads import Head, ProductSum
 
 _SPARSE, _DENSE, _TEACHER, _Z_LOSS = range(4)
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _pointer, _i32, _i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
 
@@ -90,7 +90,8 @@ class _Binary(ctypes.Structure):
         ("threads", _i32),
         ("rows", _i64),
         ("logits", _pointer),
-        ("target", _pointer),
+        ("mu1", _pointer),
+        ("mu0", _pointer),
         ("gradient", _pointer),
         ("coefficients", _pointer),
         ("coefficient", ctypes.c_float),
@@ -226,11 +227,11 @@ class Rows:
                 tile_nC, term.kind = self._dense_tile(at, target, rows, temperature)
                 if not target.softens:
                     term.dense_inverse_temperature = 1.0
-                if tile_nC.dtype not in _TYPES or tile_nC.stride(-1) != 1:
+                if tile_nC.dtype not in TYPES or tile_nC.stride(-1) != 1:
                     tile_nC = tile_nC.float().contiguous()
                 kept.append(tile_nC)
                 term.dense, term.dense_stride = tile_nC.data_ptr(), tile_nC.stride(0)
-                term.dense_type = _TYPES[tile_nC.dtype]
+                term.dense_type = TYPES[tile_nC.dtype]
                 term.class_weight = point(target.class_weight)  # a tile of it, were it softened, has none
             made.append(term)
         A_n = None
@@ -241,7 +242,7 @@ class Rows:
             made.append(z_term)
         array = (_Term * len(made))(*made)
         job = _Job(
-            type=_TYPES[z_nC.dtype],
+            type=TYPES[z_nC.dtype],
             threads=min(self.threads, max(1, z_nC.numel() // 2**14)),
             rows=z_nC.shape[0],
             classes=self.classes,
@@ -276,28 +277,45 @@ class Rows:
             return stored_nC, _TEACHER
         n, dtype = rows.stop - rows.start, dtype_of(target.head)
         if at not in self.tiles:
-            self.tiles[at] = tile_of(n, self.classes, dtype or target.head.acc)
+            self.tiles[at] = _memory.empty(n, self.classes, dtype=dtype or target.head.acc)
         return target.head.logits(rows, out=self.tiles[at][:n]), _TEACHER
 
 
-# ------------------------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------------------------------- binary rows
 
 
-def tile_of(rows: int, classes: int, dtype: torch.dtype) -> Tensor:
-    """An empty tile in huge pages, where the system lends them: its first touch costs as much as ten readings."""
-    return in_huge_pages(torch.empty(rows, classes, dtype=dtype))
+def binary(
+    z_N: Tensor,
+    mu1_N: Tensor,
+    mu0_N: Tensor | None,
+    *,
+    coefficient: float = 1.0,
+    coefficients: Tensor | None = None,
+    gradient: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> float:
+    """The sum of the losses of binary rows; their gradients and the losses themselves where there is room for them."""
+    total = ctypes.c_double()
+    _call(
+        "binary",
+        _Binary(
+            type=TYPES[z_N.dtype],
+            threads=min(torch.get_num_threads(), max(1, z_N.numel() // 2**14)),
+            rows=z_N.numel(),
+            logits=z_N.data_ptr(),
+            mu1=mu1_N.data_ptr(),
+            mu0=None if mu0_N is None else mu0_N.data_ptr(),
+            gradient=None if gradient is None else gradient.data_ptr(),
+            coefficients=None if coefficients is None else coefficients.data_ptr(),
+            coefficient=coefficient,
+            cross_entropy=None if rows is None else rows.data_ptr(),
+            sum=ctypes.addressof(total),
+        ),
+    )
+    return total.value
 
 
-def in_huge_pages(tensor: Tensor) -> Tensor:
-    """The same tensor, its memory, which must not have been touched, marked for huge pages."""
-    size, page = tensor.numel() * tensor.itemsize, 2**21
-    if size >= 2 * page and _madvise is not None:
-        start = -(-tensor.data_ptr() // page) * page
-        _madvise(ctypes.c_void_p(start), ctypes.c_size_t((tensor.data_ptr() + size - start) // page * page), 14)
-    return tensor
-
-
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+# ----------------------------------------------------------------------------------------------- sums of products
 
 
 class PlaneSum(ProductSum):
@@ -310,7 +328,7 @@ class PlaneSum(ProductSum):
     PART_BYTES = 2**21
 
     def __init__(self, like: Tensor, blocks: int) -> None:
-        self.high_CD = in_huge_pages(torch.empty_like(like, memory_format=torch.contiguous_format))
+        self.high_CD = _memory.empty_like(like)
         self.low_CD: Tensor | None = None
         self.blocks, self.done = blocks, 0
 
@@ -322,7 +340,7 @@ class PlaneSum(ProductSum):
         classes, features = self.high_CD.shape
         last, had_low = self.done == self.blocks, self.low_CD is not None
         if not last and not had_low:
-            self.low_CD = in_huge_pages(torch.empty_like(self.high_CD))
+            self.low_CD = _memory.empty_like(self.high_CD)
             self.low_CD.zero_()
         step = max(64, self.PART_BYTES // (2 * features))
         part_cD = torch.empty(min(step, classes), features, dtype=self.high_CD.dtype)
@@ -353,7 +371,7 @@ class DirectSum(ProductSum):
     """A weight's gradient in float32, each block's product added by the product itself."""
 
     def __init__(self, like: Tensor) -> None:
-        self.total_CD = in_huge_pages(torch.empty_like(like, memory_format=torch.contiguous_format))
+        self.total_CD = _memory.empty_like(like)
         self.done = 0
 
     def add(self, g_nC: Tensor, x_nD: Tensor) -> None:

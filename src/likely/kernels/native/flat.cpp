@@ -21,24 +21,24 @@ inline F vlog1p(F u) {
 constexpr int64_t CHUNK = 4096;  // elements summed in float
 
 template <class T> double chunk(const Binary& job, int64_t begin, int64_t end) {
-  const T* z_N = (const T*)job.logits;
-  const T* y_N = (const T*)job.target;
+  const T *z_N = (const T*)job.logits, *mu1_N = (const T*)job.mu1, *mu0_N = (const T*)job.mu0;
   T* g_N = (T*)job.gradient;
   F part{};
   auto body = [&](int64_t i, auto tail) {
-    const F z = take<tail>(z_N, i, end, 0), y = take<tail>(y_N, i, end, 0);
+    const F z = take<tail>(z_N, i, end, 0), mu1 = take<tail>(mu1_N, i, end, 0);
+    const F mu0 = mu0_N ? take<tail>(mu0_N, i, end, 0) : 1.0f - mu1;
     const I negative = z < 0;
-    const F away = where(negative, z, -z), u = vexp(away);  // -|z|, NaN stays
-    // An infinite logit costs nothing where the target is sure of its side: 0 times infinity is taken as 0.
-    const F zy = only(~((y == 0) & (z - z != 0)), z * y);
-    const F certain = only(~((y == 1) & (z == INF)), where(negative, F{} , z) - zy);
-    const F loss = where(z != z, z, certain + vlog1p(u));
+    const F away = where(negative, z, -z), u = vexp(away);  // exp(-|z|); a NaN stays
+    const F infinite = only(z == INF, z - z);               // NaN, as every row with +inf is
+    // A class with no mass costs nothing, at an infinite logit too.
+    const F below = only(~negative & (mu0 != 0), mu0 * z), above = only(negative & (mu1 != 0), -mu1 * z);
+    const F loss = (mu0 + mu1) * vlog1p(u) + (below + above) + infinite;
     part += tail ? loss * inside<tail>(i, end, 1.0f) : loss;
     if (job.cross_entropy) give<tail>(job.cross_entropy, i, end, loss);
     if (g_N) {
       const F a = job.coefficients ? take<tail>(job.coefficients, i, end, 0) : all(job.coefficient);
-      const F q = where(negative, u, all(1.0f)) / (u + 1.0f);
-      give<tail>(g_N, i, end, only(a != 0, a * (q - y)));
+      const F q = where(negative, u, all(1.0f)) / (u + 1.0f) + infinite;
+      give<tail>(g_N, i, end, only(a != 0, a * ((mu0 + mu1) * q - mu1)));
     }
   };
   int64_t i = begin;

@@ -46,19 +46,21 @@ struct Job {
   int64_t room;
 };
 
-// Binary rows: each logit z is the log odds of class 1, each target the probability y of class 1.
-//     loss = max(z, 0) - z y + log1p(exp(-|z|)),   gradient = coefficient (sigmoid(z) - y)
+// Binary rows: each logit z is the log odds of class 1, of which the target holds the mass mu1, of class 0 mu0.
+//     loss = (mu0 + mu1) log1p(exp(-|z|)) + mu0 max(z, 0) + mu1 max(-z, 0)
+//     gradient = coefficient ((mu0 + mu1) sigmoid(z) - mu1)
 struct Binary {
-  int32_t type;                // of logits, target and gradient
+  int32_t type;                // of logits, masses and gradient
   int32_t threads;
   int64_t rows;
   const void* logits;
-  const void* target;
+  const void* mu1;
+  const void* mu0;             // or null: 1 - mu1
   void* gradient;              // or null
   const float* coefficients;   // (rows), or null: `coefficient` for every row
   float coefficient;
   float* cross_entropy;        // (rows), or null
-  double* sum;                 // (1): of the losses, not weighted
+  double* sum;                 // (1): of the losses
 };
 
 // total += part for a sum that is kept in float32 but held as two planes of 16 bits: `high`, which is where the bfloat16
