@@ -23,7 +23,8 @@ class Mutant(NamedTuple):
         return f"{self.file}: {self.old.strip().splitlines()[0][:70]}"
 
 
-COMMON, LOOP, NATIVE = "kernels/common.py", "kernels/loop.py", "kernels/native/__init__.py"
+COMMON, LOOP = "kernels/common.py", "kernels/loop.py"
+NATIVE, FLAT = "kernels/native/__init__.py", "kernels/native/flat.py"
 EAGER, CHUNKED = "kernels/eager.py", "kernels/chunked.py"
 TWIN = "test_equals_the_dense_twin"
 CARRIED = "test_is_carried_back"
@@ -95,7 +96,7 @@ MUTANTS = [
     Mutant(LOOP, "self.loss += penalty", "self.loss += 0", "test_native.py", "several_terms"),
     Mutant(NATIVE, "target.index[rows]", "target.index[: rows.stop - rows.start]", "test_values.py", TWIN),
     Mutant(
-        NATIVE,
+        FLAT,
         "else self.low_CD[start:stop].data_ptr()",
         "else self.low_CD.data_ptr()",
         "test_native.py",

@@ -149,3 +149,62 @@ def test_the_pass_that_runs_is_named(instruction_set: str) -> None:
     with pytest.raises(ValueError, match="on this machine there are"), native.using("sse9"):
         pass
     assert loop.blocks(likely.Logits(torch.zeros(0, 3))) == []
+
+
+# ---------------------------------------------------------------------------------------------- binary rows, tiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_binary_rows_equal_the_definition(reduction: str, dtype: torch.dtype, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, y = (8 * torch.randn(5, 41, generator=generator)).to(dtype), torch.rand(5, 41, generator=generator).to(dtype)
+    z[0, :4], y[0, :4] = torch.tensor([1e30, -1e30, -math.inf, 0.0]), torch.tensor([1.0, 0.5, 0.0, 0.5])
+    w, pos = (torch.rand(41, generator=generator) + 0.5 for _ in range(2))
+    options = {"weight": w, "pos_weight": pos} if weighted else {}
+    found = []
+    for own in (torch.float64, dtype):
+        leaf = z.to(own).requires_grad_()
+        given = {name: t.to(own) for name, t in options.items()}
+        with native.using("plain" if own == torch.float64 else native.active()):
+            loss = likely.functional.binary_cross_entropy_with_logits(leaf, y.to(own), reduction=reduction, **given)
+        loss.backward(None if reduction != "none" else torch.linspace(0, 1, 41, dtype=loss.dtype).expand(5, 41))
+        assert leaf.grad is not None
+        found.append((loss.detach().double(), leaf.grad.double()))
+    rounding = 2e-6 if dtype == torch.float32 else 5e-3
+    for truth, ours in zip(*found):
+        torch.testing.assert_close(ours, truth, rtol=rounding, atol=rounding * float(truth.abs().median()))
+
+
+def test_binary_rows_hear_nan_and_infinity_and_differentiate_again() -> None:
+    z = torch.tensor([0.5, math.nan, math.inf, -2.0], requires_grad=True)
+    y = torch.tensor([0.3, 0.5, 1.0, 0.0])
+    rows = likely.functional.binary_cross_entropy_with_logits(z, y, reduction="none")
+    assert rows.isnan().tolist() == [False, True, True, False]
+    (grad,) = torch.autograd.grad(rows.sum(), z, retain_graph=True)
+    assert grad.isnan().tolist() == [False, True, True, False]
+    x = torch.tensor([0.5, -2.0], requires_grad=True)
+    loss = likely.functional.binary_cross_entropy_with_logits(x, y[[0, 3]])
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    q = torch.sigmoid(x.detach())
+    torch.testing.assert_close(second, q * (1 - q) / 2)
+    loss = likely.functional.binary_cross_entropy_with_logits(x, y[[0, 3]]) * 3
+    one, two = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(one, 3 * (q - y[[0, 3]]) / 2)
+    assert torch.equal(one, two)
+    assert one.data_ptr() != two.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tile_of_some_classes(dtype: torch.dtype) -> None:
+    z = (3 * torch.randn(7, 133, generator=torch.Generator().manual_seed(0))).to(dtype)
+    z[1, 3], z[2], z[3, 5] = -math.inf, -math.inf, math.nan
+    A = torch.logsumexp(z.double() / 2, -1)
+    torch.testing.assert_close(native.tile_normaliser(z, 2.0).double(), A, rtol=1e-6, atol=1e-6, equal_nan=True)
+    c = torch.linspace(0, 1, 7)
+    exact = (c[:, None] * (z.double() / 2 - A[:, None] - 1).exp()).masked_fill((c == 0)[:, None], 0)
+    ours = native.exponentials_(z.clone(), 2.0, A.float() + 1, c)
+    rounding = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(ours.double(), exact, rtol=rounding, atol=1e-9, equal_nan=True)

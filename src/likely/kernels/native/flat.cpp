@@ -62,6 +62,48 @@ extern "C" __attribute__((visibility("default"))) void NAMED(likely_binary, SET)
   *job->sum = total;
 }
 
+namespace {
+
+template <class Z> void tile_row(const Tile& job, int64_t i) {
+  const Z* z = (const Z*)job.logits + i * job.logits_stride;
+  const int64_t C = job.classes;
+  const float it = job.inverse_temperature;
+  int64_t j = 0;
+  if (job.gradient) {
+    Z* g = (Z*)job.gradient + i * job.gradient_stride;
+    const float c = job.coefficient[i], A = job.normaliser[i];
+    auto body = [&](int64_t j, auto tail) {
+      // Never above 0 but for the rounding of A, which moves a probability of 1 by as little.
+      const F e = vexp(take<tail>(z, j, C, -INF) * it - A) * c;
+      give<tail>(g, j, C, c == 0 ? F{} : e);
+    };
+    for (; j + LANES <= C; j += LANES) body(j, std::false_type{});
+    if (j < C) body(j, std::true_type{});
+    return;
+  }
+  float m = row_max(z, C);
+  m = m == -INF ? 0.0f : m;
+  double total = 0;
+  F part{};
+  auto body = [&](int64_t j, auto tail) { part += vexp((take<tail>(z, j, C, -INF) - m) * it); };
+  for (; j + LANES <= C; j += LANES) {
+    body(j, std::false_type{});
+    if (j % CHUNK == 0) total += sum(part), part = F{};
+  }
+  if (j < C) body(j, std::true_type{});
+  job.normaliser[i] = (float)((double)m * it + std::log(total + sum(part)));
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void NAMED(likely_tile, SET)(const Tile* job) {
+#pragma omp parallel for num_threads(job->threads) schedule(static) if (job->threads > 1)
+  for (int64_t i = 0; i < job->rows; i++) {
+    if (job->type == BFLOAT16) tile_row<bf16>(*job, i);
+    else tile_row<float>(*job, i);
+  }
+}
+
 extern "C" __attribute__((visibility("default"))) void NAMED(likely_planes, SET)(const Planes* job) {
 #pragma omp parallel for num_threads(job->threads) schedule(static) if (job->threads > 1)
   for (int64_t i = 0; i < job->rows; i++) {

@@ -63,6 +63,21 @@ struct Binary {
   double* sum;                 // (1): of the losses
 };
 
+// A tile of some of the classes, whose rows' log-normalisers A are known or wanted.
+//     with `gradient`:  gradient = coefficient exp(z/T - A)        else:  A = logsumexp(z/T) of this tile
+struct Tile {
+  int32_t type;                // of logits and gradient
+  int32_t threads;
+  int64_t rows, classes;
+  const void* logits;
+  int64_t logits_stride;
+  void* gradient;              // may be `logits`, or null
+  int64_t gradient_stride;
+  float inverse_temperature;
+  const float* coefficient;    // (rows), with `gradient`
+  float* normaliser;           // (rows)
+};
+
 // total += part for a sum that is kept in float32 but held as two planes of 16 bits: `high`, which is where the bfloat16
 // result will stand, and `low`.  With `low` null the sum so far is `high` alone; `last` rounds the sum into `high`.
 struct Planes {
