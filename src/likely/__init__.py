@@ -29,10 +29,12 @@ __all__ = [
     "Estimate",
     "Head",
     "Linear",
+    "LogisticRegression",
     "Logits",
     "Score",
     "ScoreEstimate",
     "Scores",
+    "SoftmaxRegression",
     "Sparse",
     "Target",
     "Term",
@@ -52,6 +54,14 @@ __all__ = [
     "teacher",
     "top_k",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LogisticRegression", "SoftmaxRegression"):  # scikit-learn comes only with them
+        from likely import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'likely' has no attribute {name!r}")
 
 
 def load(directory: Any) -> Any:
