@@ -26,8 +26,10 @@ class Mutant(NamedTuple):
 COMMON, LOOP = "kernels/common.py", "kernels/loop.py"
 NATIVE, FLAT = "kernels/native/__init__.py", "kernels/native/flat.py"
 EAGER, CHUNKED = "kernels/eager.py", "kernels/chunked.py"
+OPERATOR, PARTS, SECOND = "kernels/operator.py", "kernels/parts.py", "kernels/second.py"
 TWIN = "test_equals_the_dense_twin"
 CARRIED = "test_is_carried_back"
+NESTED = "nesting"
 
 MUTANTS = [
     # ---------------------------------------------------------------------------------------------------- heads
@@ -108,7 +110,7 @@ MUTANTS = [
     Mutant(NATIVE, "replace(target, class_weight=None)", "target", "test_values.py", TWIN),
     Mutant(LOOP, "2**27 // size", "2**37 // size", "test_memory.py", "default_block"),
     Mutant(LOOP, "rows = max(1, BLOCK_BYTES // size)", "rows = BLOCK_BYTES", "test_memory.py", "largest"),
-    Mutant(LOOP, "max(warm // size, 256)", "max(warm // size, 64)", "test_memory.py", "default_block"),
+    Mutant(LOOP, "max(warm // size, 1024 // itemsize)", "warm // size", "test_memory.py", "default_block"),
     Mutant(LOOP, "(a_n / temperature)[:, None]", "a_n[:, None]", "test_gradients.py", "mass_times_softmax"),
     Mutant(LOOP, "            g_nC += own_nC\n", "            g_nC.copy_(own_nC)\n", "test_objective.py", "mixture"),
     Mutant(
@@ -149,31 +151,45 @@ MUTANTS = [
         "test_objective.py",
         "z_loss",
     ),
-    Mutant(CHUNKED, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_objective.py", "mixture"),
+    Mutant(OPERATOR, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_objective.py", "mixture"),
+    Mutant(CHUNKED, "arrived[0] * formed[0], dtypes", "formed[0], dtypes", "test_gradients.py", "cotangent"),
+    Mutant(OPERATOR, "arrived[0] * formed[0], dtypes", "formed[0], dtypes", "test_autograd.py", "compiled"),
     Mutant(
-        CHUNKED,
-        "ctx.done.grads, cotangent * ctx.scale, ",
-        "ctx.done.grads, ctx.scale, ",
-        "test_gradients.py",
-        "cotangent",
-    ),
-    Mutant(
-        CHUNKED,
-        "return (*none, *_scaled(done.grads, scale, head))",
-        "return (*none, *done.grads)",
+        OPERATOR,
+        "for at in wanted], scale, [inputs",
+        "for at in wanted], torch.ones(()), [inputs",
         "test_gradients.py",
         CARRIED,
     ),
+    Mutant(PARTS, "(first, first + 2) if known", "(first,) if known", "test_gradients.py", "cotangent"),
+    Mutant(PARTS, "of_target=not compiling and (", "of_target=False and (", "test_autograd.py", NESTED),
     Mutant(
-        CHUNKED, "for c in cotangents[i : i + 3]", "for c in cotangents[i : i + 1]", "test_gradients.py", "cotangent"
+        OPERATOR,
+        "signed = known and target.entropy_unknown() is not None",
+        "signed = False",
+        "test_autograd.py",
+        "does_not_exist",
     ),
-    Mutant(CHUNKED, "        _ = ctx.saved_tensors  #", "        #", "test_gradients.py", "in_place"),
+    Mutant(
+        OPERATOR,
+        "if any(at >= form.heads for at in wanted):",
+        "if False:",
+        "test_autograd.py",
+        "no_derivative",
+    ),
     Mutant(
         CHUNKED,
-        "any(t is not None and t.requires_grad for t in of_targets)",
-        "any(t is not None and t.requires_grad for target, _ in terms for t in target.tensors)",
-        "test_gradients.py",
-        "refused",
+        "if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:",
+        "if False:",
+        "test_autograd.py",
+        "traced_graph",
+    ),
+    Mutant(
+        CHUNKED,
+        "if torch.is_grad_enabled() and any(",
+        "if False and any(",
+        "test_autograd.py",
+        "traced_graph",
     ),
     Mutant(
         CHUNKED,
@@ -183,6 +199,54 @@ MUTANTS = [
         f"{TWIN} and signed",
     ),
     Mutant(LOOP, "cross_entropy_N[rows], a_n)", "cross_entropy_N, a_n)", "test_objective.py", "mixture"),
+    # --------------------------------------------------------------------------------------------------- second
+    Mutant(
+        SECOND,
+        "forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors",
+        "t for t in ctx.saved_tensors",
+        "test_autograd.py",
+        "forward_mode",
+    ),
+    Mutant(
+        SECOND,
+        "                    whole += part\n",
+        "                    whole.copy_(part)\n",
+        "test_autograd.py",
+        "size",
+    ),
+    Mutant(SECOND, "or eager_transforms.JVP_NESTING:", "or True:", "test_autograd.py", "forward_mode"),
+    Mutant(SECOND, "return plan.unwritten(tensors) if", "return plan.forward(tensors) if", "test_autograd.py", "plain"),
+    Mutant(SECOND, "-own_nC.sum(dim=-1, keepdim=True)", "own_nC.sum(dim=-1, keepdim=True)", "test_autograd.py", NESTED),
+    Mutant(SECOND, "own_nC = own_nC / temperature", "own_nC = own_nC * temperature", "test_autograd.py", NESTED),
+    Mutant(SECOND, "(2 * z_a.to", "(z_a.to", "test_autograd.py", NESTED),
+    Mutant(
+        SECOND,
+        "own_nC = own_nC - tile.rest[:, None] * outside_nC.softmax(dim=-1)",
+        "own_nC = own_nC - tile.rest[:, None] * outside_nC.softmax(dim=-1).detach()",
+        "test_autograd.py",
+        NESTED,
+    ),
+    Mutant(
+        SECOND,
+        "            own_nC = torch.where(target.ignored[:, None], 0, own_nC)\n        own_nC = (a_n",
+        "            pass\n        own_nC = (a_n",
+        "test_autograd.py",
+        NESTED,
+    ),
+    Mutant(
+        SECOND,
+        "(a_n == 0) & ~torch.isfinite(z_nC.detach().amax(dim=-1))",
+        "a_n == 0",
+        "test_autograd.py",
+        "of_zero",
+    ),
+    Mutant(
+        SECOND,
+        "(a_n == 0) & ~torch.isfinite(z_nC.detach().amax(dim=-1))",
+        "a_n != a_n",
+        "test_autograd.py",
+        "weighs_nothing",
+    ),
     # ---------------------------------------------------------------------------------------------------- eager
     Mutant(EAGER, "z_NC = z_NC / temperature", "z_NC = z_NC * temperature", "test_values.py", TWIN),
     Mutant(

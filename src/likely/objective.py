@@ -84,6 +84,7 @@ def objective(
     *,
     total: Any = None,
     z_loss: float = 0.0,
+    memory: str | None = None,
     kernel: str | None = None,
 ) -> tuple[Tensor, Scores]:
     """One loss from several terms, in one pass over the logits, which are never held whole.
@@ -100,6 +101,8 @@ def objective(
     z_loss : float
         The weight of the mean squared log-normaliser, at T = 1, over the rows that any term counts (divided by `total`
         where it is given).
+    memory : "minimal", optional
+        For a Linear head: hold a tile of 4 MiB of logits and no more, and compute them twice; four products, not three.
     kernel : str, optional
 
     Returns
@@ -125,6 +128,9 @@ def objective(
 
     Source: Hinton, Vinyals and Dean, 2015, section 2 (the factor T²); Chowdhery et al., PaLM, 2022 (the z-loss).
     """
+    require(memory in (None, "minimal"), f"memory: is {memory!r}; it is 'minimal', or None for the fastest")
+    require(memory is None or kernel in (None, memory), f"memory: {memory!r} is a kernel of its own, not {kernel!r}")
+    kernel = kernel if memory is None else memory
     given = [terms] if isinstance(terms, Term | Target) else terms
     listed = [term if isinstance(term, Term) else Term(term) for term in given]
     require(len(listed) > 0, "terms: is empty; an objective has at least one term")

@@ -125,8 +125,9 @@ def test_gradcheck(target: str, head: str, kernel: Kernel) -> None:
             assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("kernel", [Kernel("eager"), Kernel("chunked", 2)], ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_gradients_to_a_target_are_those_of_the_definition(temperature: float) -> None:
+def test_gradients_to_a_target_are_those_of_the_definition(temperature: float, kernel: Kernel) -> None:
     draw = Draw("gradients to targets", rows=3)
     head = make_head("logits", rows=3)
     weight_C, row_weight_N = draw.class_weight(), draw.row_weight()
@@ -134,11 +135,11 @@ def test_gradients_to_a_target_are_those_of_the_definition(temperature: float) -
 
     def of_measure(mu: Tensor, class_weight: Tensor, weight: Tensor) -> Tensor:
         target = likely.measure(mu, class_weight=class_weight, weight=weight)
-        return likely.objective(head, likely.Term(target, temperature=temperature))[0]
+        return kernel.objective(head, likely.Term(target, temperature=temperature))[0]
 
     def of_labels(class_weight: Tensor, weight: Tensor) -> Tensor:
         target = likely.labels([0, -100, 4], CLASSES, smoothing=0.2, class_weight=class_weight, weight=weight)
-        return likely.objective(head, likely.Term(target, temperature=temperature))[0]
+        return kernel.objective(head, likely.Term(target, temperature=temperature))[0]
 
     leaves = [t.clone().requires_grad_() for t in (mu_NC, weight_C, row_weight_N)]
     assert float(row_weight_N[1]) == 0  # which is where a masked row would lose its gradient
@@ -166,17 +167,9 @@ def test_the_gradient_to_a_probability_of_zero_is_no_nan() -> None:
             assert torch.isfinite(grad).all()
 
 
-def test_a_target_that_requires_a_gradient_is_refused_by_the_chunked_kernel_aloud() -> None:
-    weight_N = torch.ones(ROWS, requires_grad=True)
-    head = make_head("logits", dtype=torch.float32)
-    for target in (
-        likely.measure(torch.ones(ROWS, CLASSES, requires_grad=True)),
-        likely.labels(torch.zeros(ROWS).long(), CLASSES, weight=weight_N),
-    ):
-        with pytest.raises(ValueError, match="kernel: 'chunked' cannot serve: the target requires a gradient"):
-            likely.objective(head, target, kernel="chunked")
-    with pytest.raises(ValueError, match="kernel: is 'fast'; there are 'chunked', 'eager'"):
-        likely.objective(head, make("labels").target, kernel="fast")
+def test_a_kernel_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ValueError, match="kernel: is 'fast'; there are 'chunked', 'minimal', 'triton', 'eager'"):
+        likely.objective(make_head("logits"), make("labels").target, kernel="fast")
 
 
 @kernels

@@ -99,6 +99,7 @@ def test_a_default_block_keeps_the_rate_of_products_and_never_grows_with_the_row
     """256 rows where the classes are many, what the caches hold where they are few, never above 128 MiB."""
     assert set(sizes_of(4096, 32_000)) == {256}
     assert set(sizes_of(65_536, 32_000)) == {256}
+    assert set(sizes_of(65_536, 32_000, torch.bfloat16)) <= {256, 512}  # 512 where the row pass was compiled
     assert sizes_of(300, 32_000) == [192, 108]
     few = sizes_of(2**16, 1000)
     assert 2**20 <= max(few) * 1000 * 4 <= 2**29

@@ -1,25 +1,26 @@
 """Kernels: modules that compute the rows of an objective and their gradients.
 
-A kernel has `refuses(head, terms) -> reason or None` and `run(head, terms, coefficients, ...) -> Result`.  A term here
-is a pair of a Target and a temperature.  `run` of this package chooses: the one asked for by name, whose reason is
-raised when it refuses, or else the first that serves.
+A kernel has `refuses(head, terms) -> reason or None`.  A term here is a pair of a Target and a temperature.  `eager` is
+the definition; "chunked", "minimal" and "triton" are three passes over the rows, of one interface, and what `chunked`
+makes of them for autograd.  `run` chooses: the one asked for by name, whose reason is raised when it refuses, or else
+the first of `FASTEST` that serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
 from likely._checks import require
 from likely.forms import Target
 from likely.heads import Head
-from likely.kernels import chunked, eager
+from likely.kernels import chunked, eager, minimal, triton
 from likely.kernels.common import Result, RowScores
 
-KERNELS: dict[str, ModuleType] = {"chunked": chunked, "eager": eager}
+KERNELS = ("chunked", "minimal", "triton", "eager")
+FASTEST = ("triton", "chunked", "eager")
+"""What is tried in turn where no kernel is asked for."""
 
 
 def run(
@@ -44,7 +45,7 @@ def run(
         Adds `Σ z_coefficient · A(z)²`, at T = 1.
     entropy : bool
         Whether entropy and KL are wanted beside the cross-entropy.
-    kernel : "chunked" or "eager", optional
+    kernel : "chunked", "minimal", "triton" or "eager", optional
 
     Raises
     ------
@@ -53,14 +54,23 @@ def run(
     """
     check(head, terms)
     head = head.autocast()
-    arguments: tuple[Any, ...] = (head, terms, coefficients, z_coefficient, entropy)
     if kernel is not None:
         require(kernel in KERNELS, f"kernel: is {kernel!r}; there are {', '.join(map(repr, KERNELS))}")
-        reason = KERNELS[kernel].refuses(head, terms)
+        reason = refuses(kernel, head, terms)
         require(reason is None, f"kernel: {kernel!r} cannot serve: {reason}")
-        return KERNELS[kernel].run(*arguments)
-    chosen = next(k for k in KERNELS.values() if k.refuses(head, terms) is None)
-    return chosen.run(*arguments)
+    chosen = kernel or next(name for name in FASTEST if refuses(name, head, terms) is None)
+    if chosen == "eager":
+        return eager.run(head, terms, coefficients, z_coefficient, entropy)
+    return chunked.run(head, terms, coefficients, z_coefficient, entropy, chosen)
+
+
+def refuses(kernel: str, head: Head, terms: Sequence[tuple[Target, float]]) -> str | None:
+    """Why this kernel cannot serve, or None."""
+    if kernel == "eager":
+        return eager.refuses(head, terms)
+    own = {"minimal": minimal, "triton": triton}
+    reason = own[kernel].refuses(head, terms) if kernel in own else None
+    return reason if reason is not None else chunked.refuses(head, terms)
 
 
 def check(head: Head, terms: Sequence[tuple[Target, float]]) -> None:

@@ -7,142 +7,198 @@ again with the coefficients that arrive: four products.  Neither the student's n
 
 Sums over rows are in float32 for half precision.  The gradients are kept for coefficients whose largest is near one,
 and scaled once in the backward pass, so that a mean over many rows, or a gradient scaler, does not underflow them.
+
+Everything else that autograd and `torch.func` can ask (gradients of gradients, forward mode, `vmap`, their nestings,
+gradients to the target and to the rows' coefficients) is served from the plain operations of a block, `kernels.second`.
+Under `torch.compile` the pass is an operator of its own, `kernels.operator`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from likely._checks import values_can_be_read
+from likely._checks import require, values_can_be_read
 from likely.heads import Head
-from likely.kernels import eager
-from likely.kernels.common import Result, RowScores, transformed
-from likely.kernels.loop import Pass, Terms
+from likely.kernels import operator, parts, second
+from likely.kernels.common import Result, transformed
+from likely.kernels.loop import Terms, blocks
+from likely.kernels.parts import Form, Parts
+from likely.kernels.second import Cotangents, Plan, Tensors, apply
 
 
 def refuses(head: Head, terms: Terms) -> str | None:
-    """Gradients to a target, `torch.func`, forward mode and `torch.compile` need the plain operations of `eager`."""
+    """Kinds of heads and targets that are not this package's; while a graph is traced, what is not of first order."""
+    reason = parts.refuses(head, terms)
+    if reason is not None:
+        return reason
     of_targets = [t for target, _ in terms for t in (*target.tensors, target.weight)]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of_targets):
-        return "the target requires a gradient"
-    tensors = [*head.tensors, *of_targets]
-    if not values_can_be_read(*tensors) or transformed(*tensors):  # in this order torch.compile sees one graph
-        return "the tensors are inside a transform (torch.func, forward mode, torch.compile)"
+    if any(t is not None and t.is_meta for t in (*head.tensors, *of_targets)):
+        return "the tensors are on the meta device, and have no values"
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return "it is inside torch.func or forward mode and torch.compile at once"
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of_targets):
+            return "the target requires a gradient inside torch.compile"
     return None
 
 
 def run(
-    head: Head, terms: Terms, coefficients: Sequence[Tensor] | None, z_coefficient: Tensor | None, entropy: bool
+    head: Head,
+    terms: Terms,
+    coefficients: Sequence[Tensor] | None,
+    z_coefficient: Tensor | None,
+    entropy: bool,
+    kernel: str = "chunked",
 ) -> Result:
-    """See `likely.kernels.run`."""
+    """See `likely.kernels.run`; `kernel` names the pass over the rows."""
     known = [entropy and target.entropy_unknown() is None for target, _ in terms]
-    if coefficients is None:
-        flat = _Rows.apply(head, terms, known, *head.tensors)
-        scores = [_row_scores(flat[3 * i : 3 * i + 3], known[i]) for i in range(len(terms))]
-        return Result(None, scores, None)
-    *flat, loss, z_loss = _Sum.apply(head, terms, known, coefficients, z_coefficient, *head.tensors)
-    scores = [_row_scores(flat[3 * i : 3 * i + 3], known[i]) for i in range(len(terms))]
-    return Result(loss, scores, None if z_coefficient is None else z_loss)
+    own = parts.take_apart(head, terms, known)
+    weights = [] if coefficients is None else [*coefficients, *([] if z_coefficient is None else [z_coefficient])]
+    form = Form.of(own, known, coefficients is not None, z_coefficient is not None, kernel)
+    if not torch.compiler.is_compiling():
+        return form.result(apply(Scores.of(form, own, head), *own.tensors, *weights))
+    require(
+        not (torch.is_grad_enabled() and any(w.requires_grad for w in weights)),
+        "total: requires a gradient inside torch.compile; there the loss is differentiated in the head alone",
+    )
+    outputs = operator.scores_operator([*own.tensors, *weights], form.text)
+    return form.result([t if one else t.detach() for t, one in zip(outputs, form.smooth)])
 
 
-def _row_scores(three: Sequence[Tensor], known: bool) -> RowScores:
-    return RowScores(*three) if known else RowScores(three[0], None, None)
+@dataclass(frozen=True, eq=False)
+class Scores(Plan):
+    """The rows of every term, or their weighted sum, whose gradient in the head is then formed at once.
 
+    Behind the outputs of its `form` stand a scale and one gradient, in units of it, for each tensor of the head: for a
+    cotangent of 1; empty where it was not formed.
+    """
 
-def _scaled(grads: Sequence[Tensor | None] | None, scale: Tensor, head: Head) -> list[Tensor | None]:
-    """The gradients times the scale, in the dtypes of the head's tensors."""
-    assert grads is not None
-    return [
-        None
-        if grad is None
-        else (grad * scale.to(grad.dtype) if grad.dtype == head.acc else grad * scale).to(own.dtype)
-        for grad, own in zip(grads, (t if t is not None else torch.empty(0) for t in head.tensors))
-    ]
-
-
-def _common_scale(coefficients: Sequence[Tensor | None]) -> Tensor:
-    """A power of two near the largest coefficient, so that dividing by it rounds nothing; 1 where all are 0."""
-    largest = torch.stack([c.abs().amax() for c in coefficients if c is not None and c.numel()] or [torch.zeros(())])
-    power = torch.frexp(largest.amax().double())[1]
-    scale = torch.ldexp(torch.ones((), dtype=torch.float64, device=power.device), power)
-    return torch.where((largest.amax() > 0) & torch.isfinite(largest.amax()), scale, 1)
-
-
-def _again(ctx: FunctionCtx, tensors: Sequence[Tensor | None]) -> tuple[Head, list[Tensor]]:
-    """The head on inputs that carry the graph, for gradients of gradients, and those of them that want one."""
-    head: Head = ctx.head.with_tensors(tensors)  # type: ignore[attr-defined]
-    return head, [t for t, need in zip(tensors, ctx.needed) if need and t is not None]  # type: ignore[attr-defined]
-
-
-def _place(found: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    left = iter(found)
-    return [next(left) if need else None for need in needed]
-
-
-class _Sum(torch.autograd.Function):
-    """The weighted sum of the rows: gradients for a unit cotangent are formed in the forward pass."""
+    form: Form
 
     @staticmethod
-    def forward(ctx, head, terms, known, coefficients, z_coefficient, *tensors):  # type: ignore[no-untyped-def]
-        needed = [t is not None and ctx.needs_input_grad[5 + i] for i, t in enumerate(tensors)]
-        ctx.scale = scale = _common_scale([*coefficients, z_coefficient]) if any(needed) else torch.ones(())
-        scale = scale.to(head.device)
-        done = Pass(head, terms, known, needed).over(
-            [c / scale for c in coefficients], None if z_coefficient is None else z_coefficient / scale
-        )
-        ctx.save_for_backward(*tensors)
-        ctx.head, ctx.terms, ctx.needed, ctx.done = head.detached(), terms, needed, done if any(needed) else None
-        ctx.coefficients, ctx.z_coefficient = coefficients, z_coefficient
-        flat = [r for three in done.rows for r in three]
-        loss, z_loss = done.loss * scale, done.z_loss * scale
-        ctx.mark_non_differentiable(*flat, z_loss)
-        return (*flat, loss.to(head.acc), z_loss.to(head.acc))
+    def of(form: Form, own: Parts, head: Head) -> Scores:
+        weights = (len(form.known) + form.with_z) if form.summed else 0
+        inputs = (*own.per_row, *[True] * weights)
+        outputs = (*form.outputs, *[False] * (form.summed * (1 + form.heads)))
+
+        def block(*tensors: Tensor) -> Tensors:
+            head, terms, known = parts.put_together(form.note, tensors[: form.tensors])
+            rows, loss, z_loss = second.definition(head, terms, known, *form.weights(tensors))
+            return tuple(t for t in (*(r for three in rows for r in three), loss, z_loss) if t is not None)
+
+        return Scores(block, inputs, outputs, head.rows, _block_rows(head), form)
+
+    @property
+    def smooth(self) -> Plan:
+        """The definition of the outputs that have a derivative."""
+        at = [at for at, one in enumerate(self.form.smooth) if one]
+
+        def block(*tensors: Tensor) -> Tensors:
+            outputs = self.block(*tensors)
+            return tuple(outputs[i] for i in at)
+
+        return Plan(block, self.inputs, tuple(self.form.outputs[i] for i in at), self.rows, self.step)
+
+    def forward(self, tensors: Sequence[Tensor]) -> Tensors:
+        return operator.scores(self.form, tensors)
+
+    def differentiable(self, at: int) -> bool:
+        return at < len(self.form.smooth) and self.form.smooth[at]
+
+    def kept(self, outputs: Tensors) -> Tensors:
+        return outputs[len(self.form.outputs) :]
+
+    def pull(self, tensors: Tensors, cotangents: Cotangents, wanted: list[int]) -> dict[int, Tensor]:
+        count = len(self.inputs)
+        inputs, formed = tensors[:count], tensors[count:]
+        smooth = [c for c, one in zip(cotangents, self.form.smooth) if one]
+        of_head = [at for at in wanted if at < self.form.heads]
+        others = [at for at in wanted if at >= self.form.heads]
+        found: dict[int, Tensor] = {}
+        arrived = self.form.arrived(smooth, inputs[0])
+        if of_head and arrived is not None:
+            plan = HeadGradient.of(self, tuple(of_head))
+            found.update(zip(of_head, apply(plan, *inputs, *arrived, *formed)))
+        if others:
+            found.update(self.smooth.pull(inputs, smooth, others))
+        return found
+
+    def push(self, tensors: Tensors, tangents: Tensors, moved: list[int]) -> Sequence[Tensor | None]:
+        found = iter(self.smooth.push(tensors[: len(self.inputs)], tangents, moved))
+        return [next(found) if self.differentiable(at) else None for at in range(len(self.outputs))]
+
+    def batch(self, batch: int, batched: Sequence[bool], tensors: Tensors) -> tuple[Tensors, tuple[int, ...]]:
+        plain = Plan(self.block, self.inputs, self.form.outputs, self.rows, self.step)
+        found, dims = plain.batch(batch, batched, tensors)
+        empty = [tensors[0].new_empty(batch, 0) for _ in range(len(self.outputs) - len(found))]
+        return (*found, *empty), (*dims, *[0] * len(empty))
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGradient(Plan):
+    """The gradients in the head: what was formed, scaled, or else the pass again with the cotangents that arrived.
+
+    Its derivatives are those of the closed form, `exact`, in which what was formed has no part.
+    """
+
+    form: Form
+    exact: Plan
+    wanted: tuple[int, ...]
 
     @staticmethod
-    def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
-        cotangent = cotangents[-2]
-        none = (None,) * 5
-        if torch.is_grad_enabled():  # create_graph: the definition, differentiably
-            head, wanted = _again(ctx, ctx.saved_tensors)
-            loss = eager.run(head, ctx.terms, ctx.coefficients, ctx.z_coefficient, False).loss
-            assert loss is not None
-            found = torch.autograd.grad(loss, wanted, cotangent, create_graph=True)
-            return (*none, *_place(found, ctx.needed))
-        _ = ctx.saved_tensors  # raises where an input was changed in place since the forward pass
-        return (*none, *_scaled(ctx.done.grads, cotangent * ctx.scale, ctx.head))
+    def of(scores: Scores, wanted: tuple[int, ...]) -> HeadGradient:
+        form, count = scores.form, len(scores.inputs)
+
+        def block(*tensors: Tensor) -> Tensors:
+            return second.gradient(*form.made_of(tensors[:count], tensors[count:]), tuple(wanted))
+
+        inputs = (*scores.inputs, *([False] if form.summed else [True] * len(form.known)))
+        outputs = tuple(scores.inputs[at] for at in wanted)
+        formed = (False,) * (len(scores.outputs) - len(form.outputs))
+        exact = Plan(block, inputs, outputs, scores.rows, scores.step)
+        return HeadGradient(block, (*inputs, *formed), outputs, scores.rows, scores.step, form, exact, wanted)
+
+    def forward(self, tensors: Sequence[Tensor]) -> Tensors:
+        exact, form = len(self.exact.inputs), self.form
+        count = exact - (1 if form.summed else len(form.known))
+        arrived, formed = tensors[count:exact], tensors[exact:]
+        if formed and all(formed[1 + at].shape == tensors[at].shape for at in self.wanted):
+            dtypes = [tensors[at].dtype for at in self.wanted]
+            grads, scale = [formed[1 + at] for at in self.wanted], arrived[0] * formed[0]
+            if values_can_be_read(scale, *grads) and not transformed(scale, *grads) and float(scale) == 1:
+                # What was saved, itself.  Autograd lets go of it before it goes on, unless the graph is retained, and
+                # accumulates in place only into a tensor that no one else holds.
+                return tuple(g.to(dtype).view_as(g) for g, dtype in zip(grads, dtypes))
+            return operator.scaled(grads, scale, dtypes)
+        return operator.head_gradient(form, tensors[:count], arrived, self.wanted)
+
+    def unwritten(self, tensors: Sequence[Tensor]) -> Tensors:
+        return self.exact.unwritten(tensors[: len(self.exact.inputs)])
+
+    def pull(self, tensors: Tensors, cotangents: Cotangents, wanted: list[int]) -> dict[int, Tensor]:
+        count = len(self.exact.inputs)
+        return self.exact.pull(tensors[:count], cotangents, [at for at in wanted if at < count])
+
+    def push(self, tensors: Tensors, tangents: Tensors, moved: list[int]) -> Sequence[Tensor | None]:
+        count = len(self.exact.inputs)
+        own = [at for at in moved if at < count]
+        return self.exact.push(tensors[:count], tangents[: len(own)], own)
+
+    def batch(self, batch: int, batched: Sequence[bool], tensors: Tensors) -> tuple[Tensors, tuple[int, ...]]:
+        count = len(self.exact.inputs)
+        return self.exact.batch(batch, batched[:count], tensors[:count])
 
 
-class _Rows(torch.autograd.Function):
-    """The rows themselves: the backward pass recomputes the logits with the cotangents as coefficients."""
+_FEW = 2**18
+"""Logits that are held at once without a thought: `vmap` over few rows fills a block of so many."""
 
-    @staticmethod
-    def forward(ctx, head, terms, known, *tensors):  # type: ignore[no-untyped-def]
-        ctx.needed = [t is not None and ctx.needs_input_grad[3 + i] for i, t in enumerate(tensors)]
-        done = Pass(head, terms, known, [False]).over(None, None)
-        ctx.save_for_backward(*tensors)
-        ctx.head, ctx.terms, ctx.known = head.detached(), terms, known
-        for _, entropy_N, _ in done.rows:
-            ctx.mark_non_differentiable(entropy_N)
-        ctx.set_materialize_grads(False)
-        return tuple(r for three in done.rows for r in three)
 
-    @staticmethod
-    def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
-        none = (None,) * 3
-        # Cross-entropy and KL differ by a constant of the head, so their cotangents add up.
-        pairs = [[c for c in cotangents[i : i + 3] if c is not None] for i in range(0, len(cotangents), 3)]
-        zero = torch.zeros(ctx.head.rows, dtype=ctx.head.acc, device=ctx.head.device)
-        a = [sum(pair, zero) for pair in pairs]
-        if torch.is_grad_enabled():
-            head, wanted = _again(ctx, ctx.saved_tensors)
-            rows = eager.run(head, ctx.terms, None, None, False).rows
-            found = torch.autograd.grad([r.cross_entropy for r in rows], wanted, a, create_graph=True)
-            return (*none, *_place(found, ctx.needed))
-        head = ctx.head.with_tensors(ctx.saved_tensors)
-        scale = _common_scale(a)
-        done = Pass(head, ctx.terms, [False] * len(a), ctx.needed).over([c / scale for c in a], None)
-        return (*none, *_scaled(done.grads, scale, head))
+def _block_rows(head: Head) -> int:
+    """The rows of the pass's blocks; where one block takes all rows there may be room for more."""
+    rows = [block.stop - block.start for block in blocks(head)]
+    return max(rows, default=1) if len(rows) > 1 else max(1, head.rows, _FEW // max(1, head.classes))
