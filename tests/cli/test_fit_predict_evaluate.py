@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_a_run_leaves_model_metrics_and_report(likely_cli: Likely, spector: Path
     result = likely_cli("fit", spector, "--target", "GRADE", "--out", tmp_path / "m", "--seed", 7)
     assert result.status == 0
     assert result.err == ""
-    for text in ("binary logistic regression", "converged in", "cross-entropy (nats)", "+ KL divergence", "GPA"):
+    for text in ("Logistic regression: maximum likelihood", "certified gap", "cross-entropy (nats)", "GPA"):
         assert text in result.out
     files = {p.name for p in (tmp_path / "m").iterdir()}
     assert files == {".likely", "model.json", "model.safetensors", "metrics.json", "report.html"}
@@ -217,9 +218,127 @@ def test_categories_missing_values_and_unseen_levels(likely_cli: Likely, tmp_pat
 
 def test_separable_classes_need_a_penalty(likely_cli: Likely, iris: Path, tmp_path: Path) -> None:
     message = likely_cli("fit", iris, "-t", "species", "-o", tmp_path / "m").error()
-    assert "look separable: no maximum likelihood estimate exists; use --penalty" in message
+    assert message.startswith("quasi-complete separation: 'petal ")
+    assert "no maximum likelihood estimate exists; use --penalty-strength 0.001, say, or --label-smoothing" in message
     assert not (tmp_path / "m").exists()
-    assert likely_cli("fit", iris, "-t", "species", "-o", tmp_path / "m", "--penalty", "0.001").status == 0
+    shown = likely_cli("fit", iris, "-t", "species", "-o", tmp_path / "m", "--penalty-strength", "0.001")
+    assert shown.status == 0
+    assert "Note: Conditional on the penalty λ = 0.001" in shown.out
+
+
+def test_the_screen_is_what_statsmodels_prints(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:
+    """The summary's numbers as they are read: coefficients, errors, z, p, intervals, likelihoods."""
+    shown = likely_cli("fit", spector, "-t", "GRADE", "-o", tmp_path / "m").out
+    data = sm.datasets.spector.load_pandas()
+    truth = sm.Logit(data.endog, sm.add_constant(data.exog)).fit(disp=0, tol=1e-12)
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip()}
+    low, high = truth.conf_int().to_numpy().T
+    for j, name in enumerate(truth.params.index):
+        row = [truth.params.iloc[j], truth.bse.iloc[j], truth.tvalues.iloc[j], truth.pvalues.iloc[j], low[j], high[j]]
+        told = next(
+            line.split()[1:]
+            for line in shown.splitlines()
+            if line.startswith(("(intercept)" if name == "const" else name) + " ")
+        )
+        np.testing.assert_allclose([float(cell) for cell in told], row, atol=6e-4)
+    for number in (f"{truth.llf:.4f}", f"{truth.llnull:.4f}", f"{truth.aic:.4f}", f"{truth.bic:.4f}"):
+        assert number in shown
+    assert f"{truth.llr:.4f} on 3 df, p = 0.002" in shown
+    assert float(lines["certified"][1]) < 1e-8
+    frequency = data.endog.mean()
+    alone = -(frequency * np.log(frequency) + (1 - frequency) * np.log1p(-frequency))
+    assert f"{alone:.3f} ±" in next(line for line in shown.splitlines() if line.startswith("cross-entropy (nats)"))
+    effects = shown.partition("largest effects")[2].splitlines()[2:5]
+    assert [line.split()[0] for line in effects] == ["GPA", "PSI", "TUCE"]
+    assert float(effects[0].split()[1]) == pytest.approx(2.8261 * data.exog["GPA"].std(ddof=0), abs=1e-3)
+
+
+def test_a_narrow_terminal_is_not_overrun(likely_cli: Likely, iris: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys.modules["likely.cli.fit"], "_width", lambda: 80)  # the package has the command there
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = likely_cli("fit", iris, "-t", "species", "-o", tmp_path / "m", "--penalty-strength", "0.01").out
+    assert max(map(len, shown.replace(str(tmp_path), "").splitlines())) <= 80
+
+
+def test_machines_are_told_what_people_are(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:
+    metrics = likely_cli("fit", spector, "-t", "GRADE", "-o", tmp_path / "m", "--json").json()
+    told = metrics["summary"]
+    assert told["coefficients"][2]["name"] == "PSI"
+    assert told["coefficients"][2]["standard_error"] == pytest.approx(1.06456430165, abs=1e-5)
+    assert told["log_likelihood"] == pytest.approx(-12.8896334653335, abs=1e-5)
+    assert told["likelihood_ratio_p"] == pytest.approx(0.001502, abs=1e-5)
+    assert 0 <= metrics["gap"] <= metrics["tol"] == 1e-8
+    assert "dual point" in metrics["certificate"]
+    assert json.loads((tmp_path / "m" / "metrics.json").read_text())["summary"] == told
+    assert metrics["report"] == str(tmp_path / "m" / "report.html")
+
+
+def test_groups_cluster_everything(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:
+    pd.read_csv(spector).assign(school=[i // 4 for i in range(32)]).to_csv(tmp_path / "t.csv", index=False)
+    metrics = likely_cli("fit", tmp_path / "t.csv", "-t", "GRADE", "--groups", "school", "-o", tmp_path / "m", "--json")
+    assert metrics.json()["columns"] == ["GPA", "TUCE", "PSI"]
+    assert metrics.json()["summary"]["covariance"] == "sandwich, 8 clusters"
+    assert metrics.json()["training"]["cross_entropy"]["groups"] == 8
+
+
+def test_options_reach_the_estimator(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:
+    def run(name: str, *options: object) -> Any:
+        return likely_cli("fit", spector, "-t", "GRADE", "-o", tmp_path / name, "--json", *options).json()
+
+    for solver in ("newton-cholesky", "newton-cg", "lbfgs"):
+        assert run(solver, "--solver", solver)["summary"]["solver"] == solver
+    assert run("a", "--covariance", "sandwich")["summary"]["covariance"] == "sandwich (robust)"
+    assert run("b", "--covariance", "none")["summary"]["coefficients"][0]["standard_error"] is None
+    heavy = run("c", "--class-weight", "1=3")["coefficients"]["of"]["1"]
+    assert heavy["intercept"] > run("d")["coefficients"]["of"]["1"]["intercept"]
+    assert run("e", "--penalty", "0.1")["summary"]["penalty"] == 0.1
+    loose = run("f", "--tol", "1e-3", "--penalty-strength", "1e-3")
+    assert loose["converged"]
+    assert loose["iterations"] < run("g", "--penalty-strength", "1e-3")["iterations"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--solver", "sgd"), "solver: is 'sgd'; it is one of auto, newton-cholesky"),
+        (("--covariance", "robust"), "covariance: is 'robust'; it is one of fisher, sandwich, none"),
+        (("--groups", "GPA", "--covariance", "fisher"), "covariance: 'fisher' takes rows as independent"),
+        (("--groups", "town"), "groups: there is no column 'town'"),
+        (("--max-iter", "2"), "the fit has not converged: after 2 iterations"),
+        (("--class-weight", "often"), "class_weight: 'often' is no CLASS=WEIGHT"),
+        (("--class-weight", "2=3"), "class_weight: '2' is no class; the classes are '0', '1'"),
+        (("--weights", "odd"), "weights: is 'odd'; it is one of frequency, sampling"),
+        (("--report", "spector.csv"), "spector.csv is the table that is read"),
+        (("--report", "m/r.html"), "m/r.html lies in m, which has a report.html of its own"),
+        (("--report", "old.html"), "old.html exists already"),
+    ],
+)
+def test_options_that_are_refused(
+    likely_cli: Likely, spector: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(spector.parent)
+    Path("old.html").write_text("precious")
+    assert message in likely_cli("fit", "spector.csv", "-t", "GRADE", "-o", "m", *options).error()
+    assert {p.name for p in spector.parent.iterdir()} == {"spector.csv", "old.html"}
+
+
+def test_the_report_tells_the_fit(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "m", tmp_path / "fit.html"
+    assert likely_cli("fit", spector, "-t", "GRADE", "-o", out, "--report", page).status == 0
+    assert not (out / "report.html").exists()
+    text = page.read_text()
+    headings = ("The fit", "Coefficients", "The way of the solver", "Measures", "Reliability", "Confusion", "Most surp")
+    places = [text.index(f">{heading}") for heading in headings]
+    assert sorted(places) == places
+    for words in ("95% intervals", "certified gap", "class frequencies alone", "row 1: GPA 2.89, PSI 0"):
+        assert words in text, words
+
+
+def test_columns_without_a_say_are_warned_of(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:
+    pd.read_csv(spector).assign(still=1).to_csv(tmp_path / "t.csv", index=False)
+    shown = likely_cli("fit", tmp_path / "t.csv", "-t", "GRADE", "-o", tmp_path / "m")
+    assert shown.status == 0
+    assert shown.err == "likely: warning: column 'still': without variation the coefficient is 0\n"
 
 
 def test_weights_and_smoothing_reach_the_fit(likely_cli: Likely, spector: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def way(history_S4: np.ndarray) -> Panel:
     figure.update_layout(_layout("iteration", "nats"), hovermode="x unified", height=340, showlegend=True)
     figure.update_layout(legend={"orientation": "h", "y": 1.12, "x": 0, "font": {"color": INK}})
     figure.update_yaxes(_axis("nats"), type="log", exponentformat="power", dtick=_decades(positive + certified))
-    figure.update_xaxes(tickformat="d")
+    figure.update_xaxes(tickformat="d", dtick=max(1, -(-len(above) // 10)))
     end = f"{gap[-1]:.2g} nats" if math.isfinite(gap[-1]) else "unknown: there is no certificate"
     said = f"The loss goes from {loss[0]:.6g} to {loss[-1]:.6g} nats; the certified gap ends at {end}."
     rows = [(int(i), f, g, s) for i, f, g, s in zip(step, loss, gap, seconds)]

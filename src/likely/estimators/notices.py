@@ -100,7 +100,7 @@ def separation_text(found: dict[str, Any], classes: Sequence[Any]) -> str:
     more = f" and {len(order) - MOST} more columns" if len(order) > MOST else ""
     kind = "complete" if found["complete"] else "quasi-complete"
     rows = "all rows" if found["complete"] else f"{len(found['rows']):,} rows"
-    apart = "tells" if len(order) == 1 else "together tell"
+    apart = "tells" if len(order) <= 1 else "together tell"
     return (
         f"{kind} separation: {', '.join(moved) or 'the intercept'}{more} {apart} the classes of {rows} apart without "
         "an error; there is no maximum likelihood estimate, the coefficients would grow for ever, and these are where "

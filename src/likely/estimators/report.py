@@ -93,7 +93,12 @@ def fit_report(
         note += f" The first {len(labels)} classes of {len(names)} are shown."
     _panels(report, "Coefficients", panels, note)
     if len(model.history_):
-        _panels(report, "The way of the solver", [figures.way(model.history_)], told.certificate)
+        _panels(
+            report,
+            "The way of the solver",
+            [figures.way(model.history_)],
+            told.certificate[:1].upper() + told.certificate[1:],
+        )
 
     weight = None if sample_weight is None else read_weight(sample_weight, len(target))
     found = evaluate(log_q, target, log_input=True, weights=weight)

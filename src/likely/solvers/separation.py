@@ -248,12 +248,24 @@ def _ask(
     else:
         return None
     widest_N = _opens(z, possible_NC)
-    complete = bool(widest_N[~possible_NC.all(axis=1)].all())
+    complete = bool(_ahead(z, possible_NC)[~possible_NC.all(axis=1)].all())
     if not complete:
-        d = _sparsest(free, tied, d, np.tile(np.arange(R) == D, C - 1))
-        z = _logits(x, full(d), mean, spread)
-        if _worst_gap(z, possible_NC).min() >= -1e-6:
-            widest_N |= _opens(z, possible_NC)
+        # Rows that nobody suspected may stand in the way of fewer columns.
+        for _ in range(MOST_ROUNDS):
+            few = _sparsest(free, tied, d, np.tile(np.arange(R) == D, C - 1))
+            z = _logits(x, full(few), mean, spread)
+            worst_N = _worst_gap(z, possible_NC)
+            if worst_N.min() >= -1e-6:
+                widest_N |= _opens(z, possible_NC)
+                d = few
+                break
+            wrong_N = (worst_N < -1e-6) & ~asked_N
+            order = np.argsort(worst_N)[: max(200, len(rows))]
+            asked_N[order[wrong_N[order]]] = True
+            rows = np.flatnonzero(asked_N)
+            if not wrong_N.any() or 2 * len(rows) * (C - 1) * R > MOST_ENTRIES:
+                break
+            free, tied = _gaps(standard(rows), possible_NC[rows])
     theta = full(d)
     theta /= np.abs(theta).max()
     direction = theta[:-1] / spread[:, None]
@@ -273,30 +285,13 @@ def _worst_gap(z_NC: np.ndarray, possible_NC: np.ndarray) -> np.ndarray:
     return np.minimum(least - np.where(possible_NC, -np.inf, z_NC).max(axis=1), least - most)
 
 
+def _ahead(z_NC: np.ndarray, possible_NC: np.ndarray) -> np.ndarray:
+    """Rows every excluded class of which falls behind."""
+    least = np.where(possible_NC, z_NC, np.inf).min(axis=1)
+    return np.asarray(least - np.where(possible_NC, -np.inf, z_NC).max(axis=1) > OPEN)
+
+
 def _opens(z_NC: np.ndarray, possible_NC: np.ndarray) -> np.ndarray:
     """Rows some excluded class of which falls behind."""
     least = np.where(possible_NC, z_NC, np.inf).min(axis=1)
     return np.asarray(least - np.where(possible_NC, np.inf, z_NC).min(axis=1) > OPEN)
-
-
-def looks_separable(x_ND: np.ndarray, p_NC: np.ndarray, z_NC: np.ndarray, converged: bool) -> bool:
-    """Whether a fit without a penalty ran away, judged by what it came to and decided by `separable` where it can be.
-
-    Where the classes are separated, some row's probability of what its target excludes has gone to zero; if none is
-    below 1/1000 and the descent has converged, the program need not be asked. Where it is too large to be asked, a
-    descent that has not converged and leaves such rows is taken to have run away.
-
-    Args:
-        x_ND: (N, D) features. p_NC: (N, C) target. z_NC: (N, C) fitted logits. converged: of the descent.
-
-    >>> x, p = np.array([[0.0], [1.0]]), np.eye(2)
-    >>> looks_separable(x, p, np.array([[9.0, -9.0], [-9.0, 9.0]]), converged=False)
-    True
-    """
-    q_NC = scipy.special.softmax(z_NC, axis=1)
-    excluded_NC = p_NC == 0
-    gone = bool(np.where(excluded_NC, q_NC, 0.0).sum(axis=1)[excluded_NC.any(axis=1)].min(initial=1.0) < 1e-3)
-    if converged and not gone:
-        return False
-    answer = separable(x_ND, p_NC > 0)
-    return gone and not converged if answer is None else answer
