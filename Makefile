@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint wheel chromium clean
+.PHONY: help demo test lint wheel bench chromium clean
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11# the first of them that is new enough is taken
 VENV ?= .venv
@@ -33,6 +33,9 @@ wheel: $(VENV)/.test  ## build the wheel, install it into a venv of its own and 
 	rm -rf build dist
 	$(python) -m build --quiet --no-isolation
 	$(python) tests/smoke_wheel.py dist/*.whl
+
+bench: $(VENV)/.test  ## measure the fused head against the peers that are installed; writes benchmark-results/
+	$(python) -m benchmarks head
 
 clean:  ## remove what the other targets made
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(OUT) $(VENV)

@@ -208,3 +208,25 @@ def test_a_tile_of_some_classes(dtype: torch.dtype) -> None:
     ours = native.exponentials_(z.clone(), 2.0, A.float() + 1, c)
     rounding = 1e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(ours.double(), exact, rtol=rounding, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["probabilities", "teacher", "labels", "smoothed"])
+def test_a_row_that_is_sure_of_nothing_has_a_gradient_as_exact_as_torchs(name: str) -> None:
+    """Were the largest logit's gradient minus the sum of the others, it would bring the rounding of all of them."""
+    generator = torch.Generator().manual_seed(0)
+    z, t = torch.randn(16, 32_000, generator=generator), torch.randn(16, 32_000, generator=generator)
+    y = torch.randint(32_000, (16,), generator=generator)
+    targets = {
+        "probabilities": lambda own: likely.measure(t.softmax(-1).to(own)),
+        "teacher": lambda own: likely.teacher(t.to(own)),
+        "labels": lambda own: likely.labels(y, 32_000),
+        "smoothed": lambda own: likely.labels(y, 32_000, smoothing=0.1),
+    }
+    found = []
+    for own, row_pass in ((torch.float64, "plain"), (torch.float32, native.active()), (torch.float32, "plain")):
+        leaf = z.to(own).requires_grad_()
+        with native.using(row_pass):
+            loss, _ = likely.objective(likely.Logits(leaf), likely.Term(targets[name](own), temperature=2.0))
+        found.append(torch.autograd.grad(loss, leaf)[0].double())
+    for ours in found[1:]:
+        assert float((ours - found[0]).abs().max()) <= 1e-6 * float(found[0].abs().max())

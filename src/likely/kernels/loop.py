@@ -168,10 +168,14 @@ class Pass:
             self.loss += weighted_sum(cross_entropy_N[rows], a_n)
         if g_nC is not None and a_n is not None:
             q_nC = (s_nC - log_A_n[:, None]).exp_()
+            sure_n1 = q_nC.gather(-1, at_n[:, None]) > 0.5
             own_nC = tile.gradient_(q_nC, lambda: s_nC)
-            # The row's gradient sums to 0, and at the largest logit it is formed so: q − 1 would lose a small one.
+            # The row's gradient sums to 0, and at the largest logit of a confident row it is formed so: q − 1 would
+            # lose a small one.  In a row that is not, the sum would bring the rounding of all its classes.
+            direct_n1 = own_nC.gather(-1, at_n[:, None])
             own_nC.scatter_(-1, at_n[:, None], 0)
-            own_nC.scatter_(-1, at_n[:, None], -own_nC.sum(dim=-1, keepdim=True))
+            others_n1 = own_nC.sum(dim=-1, keepdim=True)
+            own_nC.scatter_(-1, at_n[:, None], torch.where(sure_n1, -others_n1, direct_n1))
             idle_n = a_n == 0 if ignored_n is None else ignored_n | (a_n == 0)
             own_nC.mul_((a_n / temperature)[:, None]).masked_fill_(idle_n[:, None], 0)
             g_nC += own_nC

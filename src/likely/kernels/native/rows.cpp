@@ -5,8 +5,8 @@
 //
 // Per row, with m = max z at class `at`, s = (z - m)/T:
 //     others = sum over the classes but `at` of exp(s),   log A = log1p(others),   q = exp(s)/(exp(s_at) + others)
-//     gradient = sum over the terms of a (M q - mu)/T; at the class `at` it is minus the sum of the others, so that a
-//     row sums to zero and a small gradient keeps its digits
+//     gradient = sum over the terms of a (M q - mu)/T; at the class `at`, where q > 1/2 there, it is minus the sum of
+//     the others, so that the small gradient of a confident row keeps its digits
 // exp below -87 is 0: denormal results cost forty times as much, and are nothing beside a sum of at least 1.
 // Sums run in float over 4,096 classes and in double beyond.  NaN and infinities mean what they mean: no -ffast-math.
 
@@ -22,6 +22,7 @@ template <class Z> struct Row {
   int64_t C, at, special;  // `special` is the register that holds the class `at`, and `hit` its lane there
   I hit;
   float m, top;
+  bool confident(double others) const { return others < 1; }
 };
 
 template <class Z> Row<Z> look_at(const Z* z, int64_t C) {
@@ -151,12 +152,20 @@ double sparse(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const R
   else place(r, where_to, room.g, out, [&](int64_t j, auto tail) {
     return c_ * e(j, tail) - f_ * take<tail>(t.base, j, r.C, 0);
   }, nothing);
-  double total = c * others;
-  if (t.floor) total -= a * floor * (t.base_total - (r.at < 0 ? 0 : base(r.at)));
+  // At the class `at`: minus the sum of the others, and directly.
+  double total = c * others, direct = r.at < 0 ? NAN : c * room.e[r.at];
+  if (t.floor) {
+    const double base_at = r.at < 0 ? 0 : base(r.at);
+    total -= a * floor * (t.base_total - base_at);
+    direct -= a * floor * base_at;
+  }
   // The stored classes, in float before the one rounding.  A class may stand there twice.
   for (int64_t k = 0; k < t.stored; k++) {
     const int64_t j = index[k];
-    if (j == r.at) continue;
+    if (j == r.at) {
+      direct -= a * value[k];
+      continue;
+    }
     total -= a * value[k];
     double v = value[k];
     bool seen = false;
@@ -170,7 +179,7 @@ double sparse(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const R
     else if (where_to == LAST) put(out + j, (float)(room.g[j] + own));
     else room.g[j] = (float)(where_to == FIRST ? own : room.g[j] - a * v);
   }
-  return total;
+  return r.confident(others) ? -total : direct;
 }
 
 // A measure over all classes, as given, times `class_weight`.
@@ -193,10 +202,16 @@ double dense(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const Ro
   const double c = a * mass / (others + std::exp((double)r.top));
   const F c_ = all((float)c), a_ = all((float)a);
   auto gradient = [&](int64_t j, F mu, auto tail) { return c_ * take<tail>(room.e, j, r.C, 0) - a_ * mu; };
+  auto at_top = [&](double total) {
+    if (r.at < 0 || r.confident(others)) return -total;
+    const double mu = get(mu_C + r.at) * (t.class_weight ? (double)t.class_weight[r.at] : 1.0);
+    return c * room.e[r.at] - a * mu;
+  };
   t.cross_entropy[i] = (float)(mass * log_A - expected.total);
   if (!t.entropy) {
     if (where_to == NOWHERE) return 0;
-    return place(r, where_to, room.g, out, [&](int64_t j, auto tail) { return gradient(j, measure(j, tail), tail); }, nothing);
+    return at_top(
+        place(r, where_to, room.g, out, [&](int64_t j, auto tail) { return gradient(j, measure(j, tail), tail); }, nothing));
   }
   // KL class by class, so that a small one keeps its digits.
   Sum negative, kl;
@@ -212,7 +227,7 @@ double dense(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const Ro
   t.entropy[i] = (float)(scale - negative.total);
   t.kl[i] = (float)(kl.total - scale);
   t.cross_entropy[i] = t.entropy[i] + t.kl[i];
-  return total;
+  return at_top(total);
 }
 
 // The softmax of other logits, a distribution.
@@ -233,12 +248,16 @@ double teacher(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const 
   const double a = where_to == NOWHERE ? 0 : (double)t.coefficient[i] * it;
   const F c_ = all((float)(a / (others + std::exp((double)r.top)))), a_ = all((float)a);
   auto gradient = [&](int64_t j, F p, auto tail) { return c_ * take<tail>(room.e, j, r.C, 0) - a_ * p; };
+  auto at_top = [&](double total) {
+    if (r.at < 0 || r.confident(others)) return -total;
+    return a * (room.e[r.at] / (others + std::exp((double)r.top)) - k * room.p[r.at]);
+  };
   auto probability = [&](int64_t j, auto tail) { return k_ * take<tail>(room.p, j, r.C, 0); };
   if (!t.entropy) {
     if (where_to == NOWHERE) return 0;
-    return place(r, where_to, room.g, out, [&](int64_t j, auto tail) {
+    return at_top(place(r, where_to, room.g, out, [&](int64_t j, auto tail) {
       return gradient(j, probability(j, tail), tail);
-    }, nothing);
+    }, nothing));
   }
   Sum negative, kl;
   const F log_A_ = all((float)log_A), log_B_ = all((float)log_B);
@@ -254,7 +273,7 @@ double teacher(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const 
   t.entropy[i] = (float)-negative.total;
   t.kl[i] = (float)kl.total;
   t.cross_entropy[i] = t.entropy[i] + t.kl[i];
-  return total;
+  return at_top(total);
 }
 
 // A(z) at T = 1, whose square is penalised: gradient 2 a A q, which does not sum to zero.
@@ -267,7 +286,7 @@ double z_loss(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const R
   const double c = 2 * (double)t.coefficient[i] * A / (others + std::exp((double)r.top));
   const F c_ = all((float)c);
   place(r, where_to, room.g, out, [&](int64_t j, auto tail) { return c_ * take<tail>(room.e, j, r.C, 0); }, nothing);
-  return r.at < 0 ? NAN : -c * room.e[r.at];
+  return r.at < 0 ? NAN : c * room.e[r.at];
 }
 
 template <class Z> void row(const Job& job, int64_t i, const Room& room) {
@@ -279,7 +298,7 @@ template <class Z> void row(const Job& job, int64_t i, const Room& room) {
   int64_t left = 0, done = 0;
   if (out) for (int64_t k = 0; k < job.terms_count; k++) left += counts(job.terms[k]);
   const int64_t wanted = left;
-  double total = 0;
+  double top = 0;  // the gradient at the class `at`
   for (int64_t k = 0; k < job.terms_count; k++) {
     const Term& t = job.terms[k];
     if (t.ignored && t.ignored[i]) {
@@ -292,21 +311,23 @@ template <class Z> void row(const Job& job, int64_t i, const Room& room) {
       where_to = wanted == 1 ? ONLY : done == 0 ? FIRST : left == 1 ? LAST : LATER;
       done++, left--;
     }
+    double own = 0;
     switch (t.kind) {
-      case SPARSE: total += sparse(r, t, i, where_to, room, out); break;
-      case Z_LOSS: total += z_loss(r, t, i, where_to, room, out); break;
+      case SPARSE: own = sparse(r, t, i, where_to, room, out); break;
+      case Z_LOSS: own = z_loss(r, t, i, where_to, room, out); break;
       case DENSE:
-        total += t.dense_type == BFLOAT16 ? dense<Z, bf16>(r, t, i, where_to, room, out)
+        own = t.dense_type == BFLOAT16 ? dense<Z, bf16>(r, t, i, where_to, room, out)
                                           : dense<Z, float>(r, t, i, where_to, room, out);
         break;
       default:
-        total += t.dense_type == BFLOAT16 ? teacher<Z, bf16>(r, t, i, where_to, room, out)
+        own = t.dense_type == BFLOAT16 ? teacher<Z, bf16>(r, t, i, where_to, room, out)
                                           : teacher<Z, float>(r, t, i, where_to, room, out);
     }
+    if (where_to != NOWHERE) top += own;
   }
   if (!out) return;
   if (wanted == 0) std::memset((void*)out, 0, C * sizeof(Z));
-  else if (r.at >= 0) put(out + r.at, (float)-total);
+  else if (r.at >= 0) put(out + r.at, (float)top);
 }
 
 }  // namespace
