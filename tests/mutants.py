@@ -122,19 +122,19 @@ MUTANTS = [
     ),
     Mutant(
         LOOP,
-        "own_nC.scatter_(-1, at_n[:, None], -own_nC.sum(dim=-1, keepdim=True))",
-        "own_nC.scatter_(-1, at_n[:, None], 0)",
+        "torch.where(sure_n1, -others_n1, direct_n1)",
+        "torch.zeros_like(direct_n1)",
         "test_gradients.py",
         "mass_times_softmax",
     ),
     Mutant(
         LOOP,
-        "            own_nC.scatter_(-1, at_n[:, None], 0)\n"
-        "            own_nC.scatter_(-1, at_n[:, None], -own_nC.sum(dim=-1, keepdim=True))\n",
-        "",
+        "torch.where(sure_n1, -others_n1, direct_n1)",
+        "direct_n1",
         "test_precision.py",
         "small_losses",
     ),
+    Mutant(LOOP, "torch.where(sure_n1, -others_n1, direct_n1)", "-others_n1", "test_native.py", "sure_of_nothing"),
     Mutant(
         LOOP,
         "kl_N[rows] = cross_entropy_N[rows] - entropy_N[rows] if kl_n is None else kl_n",
@@ -151,15 +151,24 @@ MUTANTS = [
         "test_objective.py",
         "z_loss",
     ),
-    Mutant(OPERATOR, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_objective.py", "mixture"),
-    Mutant(CHUNKED, "arrived[0] * formed[0], dtypes", "formed[0], dtypes", "test_gradients.py", "cotangent"),
+    Mutant(OPERATOR, "loss, z_loss = done.loss * scale", "loss, z_loss = done.loss", "test_autograd.py", "retained"),
+    Mutant(
+        CHUNKED, "self.wanted], arrived[0] * formed[0]", "self.wanted], formed[0]", "test_gradients.py", "cotangent"
+    ),
+    Mutant(
+        CHUNKED,
+        "retained = torch._C._autograd._get_current_graph_task_keep_graph()",
+        "retained = False",
+        "test_autograd.py",
+        "retained",
+    ),
     Mutant(OPERATOR, "arrived[0] * formed[0], dtypes", "formed[0], dtypes", "test_autograd.py", "compiled"),
     Mutant(
         OPERATOR,
         "for at in wanted], scale, [inputs",
         "for at in wanted], torch.ones(()), [inputs",
-        "test_gradients.py",
-        CARRIED,
+        "test_autograd.py",
+        "retained",
     ),
     Mutant(PARTS, "(first, first + 2) if known", "(first,) if known", "test_gradients.py", "cotangent"),
     Mutant(PARTS, "of_target=not compiling and (", "of_target=False and (", "test_autograd.py", NESTED),

@@ -106,7 +106,15 @@ def check_demo() -> None:
 
 # In this order: a later check uses what an earlier one wrote.
 CHECKS = {
-    "": [check_version, check_row_pass, check_core, check_fit_predict_evaluate, check_model_in_python, check_bad_input, check_origin],
+    "": [
+        check_version,
+        check_row_pass,
+        check_core,
+        check_fit_predict_evaluate,
+        check_model_in_python,
+        check_bad_input,
+        check_origin,
+    ],
     "[report]": [check_report, check_demo],
 }
 

@@ -101,6 +101,7 @@ def case(target: str, head: str, way: str, rows: int = 4) -> tuple[Callable[[Ker
 
 
 CASES = [
+    ("labels ignored", "logits", "sum, target"),
     ("labels smoothing all", "linear bias", "sum"),
     ("top_k bucket", "linear softcap", "rows"),
     ("teacher linear", "linear", "sum"),
@@ -109,7 +110,6 @@ CASES = [
     ("top_k bucket at T=2", "logits", "rows, target"),
     ("probabilities", "binary", "rows, target"),
     ("labels smoothing all", "binary", "sum"),
-    ("labels ignored", "logits", "sum, target"),
 ]
 cases = pytest.mark.parametrize(("target", "head", "way"), CASES)
 
@@ -123,13 +123,13 @@ def test_every_nesting_of_two_transforms_is_the_definitions(target: str, head: s
     function_of, at = case(target, head, way)
     definition, chunked = function_of(EAGER), function_of(CHUNKED)
     for outer, inner in itertools.product(TRANSFORMS, TRANSFORMS):
-        if "target" in way and "rev" in outer and "fwd" in inner:
-            continue  # covered by the rest, and slow
+        if "jac" in outer and "jac" in inner and head != "linear softcap":
+            continue  # large and slow, and the same nestings as of grad, vjp and jvp with vmap
         one, other = TRANSFORMS[outer], TRANSFORMS[inner]
         assert_the_same(one(other(chunked))(at), one(other(definition))(at), f"{outer} of {inner}")
 
 
-@pytest.mark.parametrize(("target", "head", "way"), CASES[:5])
+@pytest.mark.parametrize(("target", "head", "way"), CASES[1:5])
 def test_the_size_of_a_block_changes_no_derivative(target: str, head: str, way: str) -> None:
     function_of, at = case(target, head, way)
     definition, chunked = function_of(EAGER), function_of(Kernel("chunked", 3))
@@ -138,7 +138,7 @@ def test_the_size_of_a_block_changes_no_derivative(target: str, head: str, way: 
         assert_the_same(one(other(chunked))(at), one(other(definition))(at), f"{outer} of {inner}")
 
 
-@pytest.mark.parametrize(("target", "head", "way"), CASES[1:4])
+@pytest.mark.parametrize(("target", "head", "way"), CASES[2:5])
 def test_a_third_derivative(target: str, head: str, way: str) -> None:
     function_of, at = case(target, head, way)
     for nesting in (("grad", "grad", "grad"), ("jvp", "jvp", "jvp"), ("jvp", "grad", "vmap"), ("vmap", "vjp", "jvp")):
@@ -148,7 +148,7 @@ def test_a_third_derivative(target: str, head: str, way: str) -> None:
         assert_the_same(found(at), wanted(at), " of ".join(nesting))
 
 
-@cases
+@pytest.mark.parametrize(("target", "head", "way"), CASES[::2])
 def test_plain_autograd_agrees_with_differences(target: str, head: str, way: str) -> None:
     function_of, at = case(target, head, way, rows=3)
     function = function_of(Kernel("chunked", 2))
@@ -236,6 +236,27 @@ def test_gradients_switched_off_and_gradients_to_weights() -> None:
         # In a row of weight 0 the definition takes the logits for constants, and loses the mixed derivative.
         count = len(wanted) if "row_weight" in wanted else 2 * len(wanted)
         assert_the_same(found[1][:count], found[0][:count], f"gradients to {wanted}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_retained_graph_gives_gradients_that_are_the_callers_own(dtype: torch.dtype) -> None:
+    head, leaves = requiring_grad(linear(dtype))
+    loss, _ = CHUNKED.objective(head, records(dtype)["labels"])
+    once = [g.clone() for g in torch.autograd.grad(loss, leaves, retain_graph=True)]
+    definition, of_definition = requiring_grad(linear(dtype))
+    wanted, _ = EAGER.objective(definition, records(dtype)["labels"])
+    near: dict[str, Any] = {"rtol": 10 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).eps}
+    torch.testing.assert_close(
+        [loss.detach(), *once], [wanted.detach(), *torch.autograd.grad(wanted, of_definition)], **near
+    )
+    rows = CHUNKED.nll(head, records(dtype)["labels"]).mean().cross_entropy
+    torch.testing.assert_close(list(torch.autograd.grad(rows, leaves)), once, **near)
+    for _ in range(3):
+        for g in torch.autograd.grad(loss, leaves, retain_graph=True):
+            g.zero_()  # in place, as clipping does
+    for times in range(1, 5):
+        loss.backward(retain_graph=times < 4)
+        torch.testing.assert_close([t.grad for t in leaves], [times * g for g in once])
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -170,9 +170,11 @@ class HeadGradient(Plan):
         if formed and all(formed[1 + at].shape == tensors[at].shape for at in self.wanted):
             dtypes = [tensors[at].dtype for at in self.wanted]
             grads, scale = [formed[1 + at] for at in self.wanted], arrived[0] * formed[0]
-            if values_can_be_read(scale, *grads) and not transformed(scale, *grads) and float(scale) == 1:
-                # What was saved, itself.  Autograd lets go of it before it goes on, unless the graph is retained, and
-                # accumulates in place only into a tensor that no one else holds.
+            retained = torch._C._autograd._get_current_graph_task_keep_graph()
+            readable = values_can_be_read(scale, *grads) and not transformed(scale, *grads)
+            if not retained and readable and float(scale) == 1:
+                # What was saved, itself: autograd lets go of it before it goes on.  A graph that is retained keeps it,
+                # and a gradient is the caller's, to change in place.
                 return tuple(g.to(dtype).view_as(g) for g, dtype in zip(grads, dtypes))
             return operator.scaled(grads, scale, dtypes)
         return operator.head_gradient(form, tensors[:count], arrived, self.wanted)

@@ -53,8 +53,11 @@ def run(
 
 
 def _where_wanted(z_NC: Tensor, coefficient_N: Tensor) -> Tensor:
-    """The logits, constant in a row with coefficient 0: its gradient is 0 even where the logits are NaN."""
-    return torch.where((coefficient_N == 0)[:, None], z_NC.detach(), z_NC)
+    """The logits, constant in a row with coefficient 0 that holds NaN or +inf: it is not to be heard of."""
+    if z_NC.shape[-1] == 0:
+        return z_NC
+    lost_N = (coefficient_N == 0) & ~torch.isfinite(z_NC.detach().amax(dim=-1))
+    return torch.where(lost_N[:, None], z_NC.detach(), z_NC)
 
 
 def _score(z_NC: Tensor, target: Target, temperature: float, entropy: bool) -> RowScores:

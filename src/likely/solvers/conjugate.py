@@ -20,7 +20,7 @@ import scipy.linalg
 from likely.solvers.descend import Direction, Path, descend
 from likely.solvers.passes import Value, gram, logits, normalise
 from likely.solvers.problem import Problem, squares, xt, xw
-from likely.solvers.rows import Block, Memory, one_thread, reduce
+from likely.solvers.rows import Block, Memory, chain, one_thread, reduce
 
 Product = Callable[[np.ndarray], np.ndarray]
 MOST_GRAM = 3000
@@ -29,6 +29,10 @@ WORN = 6
 """Products of one solve above which a metric is worn out."""
 KEPT = 64_000_000
 """Bytes of probabilities that are kept in any case."""
+CHEAP_GRAM, UNRELATED, TOO_MANY = 256, 1.25, 15
+"""Beyond the first number of features a Gram matrix is not made where the columns are unrelated: where the mean square
+of the eigenvalues of their correlations is at most the second. It is made after all if a solve takes more products than
+the third."""
 
 
 def probabilities(problem: Problem, theta: np.ndarray, kept: dict[int, np.ndarray] | None) -> Callable[[Block], Any]:
@@ -181,6 +185,8 @@ class Conjugate:
     sample: Problem | None = None
     """The rows that the Gram matrix is made of."""
     most: int = 250
+    unrelated: bool = False
+    """The columns are, as far as is known, so that a diagonal serves as well as a Gram matrix of a sample."""
     _metric: Product | None = None
     _fresh: float = 0
     _last: int = 0
@@ -207,6 +213,8 @@ class Conjugate:
         s, count = conjugate_gradients(apply, value.gradient, self._metric, 0.1, self.most, enough)
         self._fresh += count
         self._last = count
+        if self.unrelated and count > TOO_MANY:
+            self.unrelated, self._metric = False, None
         if count >= self.most and self.dtype != np.float64:
             self.dtype, self._metric = np.float64, None
         return Direction(s)
@@ -214,7 +222,7 @@ class Conjugate:
     def patience(self) -> float:
         """Products that cost as much as a new metric: a matrix times itself against thin, memory-bound products."""
         problem = self.problem
-        if problem.D > MOST_GRAM:
+        if problem.D > MOST_GRAM or self.unrelated:
             return 0
         rows = problem.n if self.sample is None else self.sample.n
         return rows * problem.D / (problem.n * 8 * (problem.M + 4))
@@ -224,10 +232,12 @@ class Conjugate:
         if problem.D > MOST_GRAM:
             return diagonal_metric(problem, p_of, self.penalty)
         sample = self.sample
-        if sample is None:
-            return gram_metric(problem, p_of, self.penalty, self.dtype)
-        sample.inverse, sample.centre = problem.inverse, problem.centre
-        return gram_metric(sample, probabilities(sample, theta, None), self.penalty, self.dtype)
+        if sample is not None:
+            sample.inverse, sample.centre, sample.shift = problem.inverse, problem.centre, problem.shift
+            problem, p_of = sample, probabilities(sample, theta, None)
+        if self.unrelated:
+            return diagonal_metric(problem, p_of, self.penalty)
+        return gram_metric(problem, p_of, self.penalty, self.dtype)
 
 
 def conjugate_of(problem: Problem, penalty: float, rng: np.random.Generator) -> tuple[Conjugate, Any]:
@@ -235,6 +245,7 @@ def conjugate_of(problem: Problem, penalty: float, rng: np.random.Generator) -> 
     dtype = np.float32 if not problem.sparse and low_precision(problem) else np.float64
     source = problem.source
     keep = sample = None
+    unrelated = False
     if isinstance(source, Memory):
         size = source.x.data.nbytes + source.x.indices.nbytes if problem.sparse else source.x.nbytes
         entries = problem.n * problem.M * np.dtype(dtype).itemsize
@@ -242,7 +253,25 @@ def conjugate_of(problem: Problem, penalty: float, rng: np.random.Generator) -> 
         many = max(4 * (problem.D + 1), 4096)
         if problem.D <= MOST_GRAM and problem.n >= 2 * many:
             sample = problem.subset(np.sort(rng.choice(problem.n, many, replace=False)))
-    return Conjugate(problem, penalty, dtype, sample), keep
+        unrelated = CHEAP_GRAM < problem.D <= MOST_GRAM and not problem.sparse and columns_unrelated(problem, rng)
+    return Conjugate(problem, penalty, dtype, sample, unrelated=unrelated), keep
+
+
+def columns_unrelated(problem: Problem, rng: np.random.Generator) -> bool:
+    """Whether the mean square of the eigenvalues of the columns' correlations, whose mean is 1, is near 1 too.
+
+    Of two rows in standardised columns the expected square of their product is the sum of the squared eigenvalues, and
+    pairs of few rows estimate it without the noise that the correlations of few rows have.
+    """
+    rows = np.sort(rng.choice(problem.n, min(problem.n, 512), replace=False))
+    some = problem.subset(rows)
+    some.shift = problem.shift
+    x = np.vstack([some.features(block) for block in chain(some.source)])
+    x = (x - problem.centre) * problem.inverse
+    products = x @ x.T
+    np.einsum("ii->i", products)[:] = 0.0
+    pairs, used = len(x) * (len(x) - 1), int(np.count_nonzero(problem.inverse))
+    return float(np.square(products).sum()) <= UNRELATED * pairs * max(1, used)
 
 
 def newton_cg(problem: Problem, penalty: float, theta: np.ndarray, rng: np.random.Generator, **how: Any) -> Path:

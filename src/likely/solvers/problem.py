@@ -26,6 +26,8 @@ import scipy.special
 from likely._checks import require, require_rows
 from likely.solvers.rows import Block, Memory, Stream, as_matrix, reduce, workers
 
+NARROW = 64
+"""Up to so many classes labels are written out as distributions."""
 SMALL, DIRECT = 4_000_000, 200_000
 """Below this many products of a pass, threads of our own do not pay. Up to this many logits of labelled rows the loss
 and the derivative are formed from `p − q` row by row: near separation the statistics would cancel, and there it costs
@@ -141,12 +143,12 @@ class Problem:
             if total is None:
                 total_weight(w, block.start, at_all=False)
             if y.ndim == 1:
-                q, entropy = one_hot(y, K, block.start), np.full(len(y), label_entropy)
+                wq, entropy = one_hot(y, K, block.start, w), np.full(len(y), label_entropy)
             else:
                 require(y.shape[1] == K, f"target: has {y.shape[1]} columns where there are {K} classes")
                 q = y.astype(np.float64, copy=False)
                 entropy = scipy.special.entr((1 - eps) * q + eps / K if eps else q).sum(axis=1)
-            wq = q.multiply(w[:, None]).tocsr() if scipy.sparse.issparse(q) else q * w[:, None]
+                wq = q * w[:, None]
             dot = 0.0
             if block.offset is not None:
                 r = (1 - eps) * as_dense(wq) + eps / K * w[:, None]
@@ -286,7 +288,7 @@ def xw(x: Any, w: np.ndarray) -> np.ndarray:
 
 def _moments(x: Any, wq: Any, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """X' D_w Q and X' w, in one product where Q is narrow."""
-    if wq.shape[1] <= 64:
+    if wq.shape[1] <= NARROW:
         both = xt(x, np.concatenate([as_dense(wq), w[:, None]], axis=1))
         return both[:, :-1].astype(np.float64), both[:, -1].astype(np.float64)
     t = as_dense((wq.T @ x).T) if scipy.sparse.issparse(wq) else xt(x, wq)
@@ -305,14 +307,18 @@ def as_dense(x: Any) -> np.ndarray:
     return np.asarray(x.toarray() if scipy.sparse.issparse(x) else x)
 
 
-def one_hot(y: np.ndarray, K: int, start: int = 0) -> scipy.sparse.csr_matrix:
-    """Labels as (n, K) distributions; the first wrong one is named."""
-    y = y.astype(np.int64)
+def one_hot(y: np.ndarray, K: int, start: int, w: np.ndarray) -> Any:
+    """Labels as (n, K) distributions times their weights, sparse where K is large; the first wrong one is named."""
+    y = y.astype(np.int64, copy=False)
     wrong = (y < 0) | (y >= K)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(f"target: row {start + row} holds {int(y[row])}, which is no class; classes are 0 … {K - 1}")
-    return scipy.sparse.csr_matrix((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(len(y), K))
+    if K > NARROW:
+        return scipy.sparse.csr_matrix((w, y, np.arange(len(y) + 1)), shape=(len(y), K))
+    out = np.zeros((len(y), K))
+    out[np.arange(len(y)), y] = w
+    return out
 
 
 def total_weight(weight: np.ndarray, start: int = 0, at_all: bool = True) -> float:

@@ -168,7 +168,7 @@ def one_thread() -> contextlib.AbstractContextManager[object]:
 
 def workers() -> int:
     """As many threads as the linear algebra may use: what the user has set for it holds here too."""
-    counts = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    counts = [pool["num_threads"] for pool in _pools().info() if pool["user_api"] == "blas"]
     return max(counts, default=1)
 
 

@@ -1,0 +1,103 @@
+"""Medians with their spread, and what may be claimed of them.
+
+The order of the contestants rotates from round to round and a ratio is formed within a round, so that what disturbs the
+machine for longer than a round disturbs both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median, and where the middle half of the rounds (quartiles) or the median itself (bootstrap, 95 %) lies."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass
+class Run:
+    """What one contestant did on one case with one setting: seconds per round, scratch in bytes, relative errors."""
+
+    case: dict[str, Any]
+    threads: int
+    setting: str
+    contestant: str
+    kind: str
+    seconds: list[float] = field(default_factory=list)
+    scratch: int | None = None
+    scratch_exact: bool = True
+    errors: dict[str, float] = field(default_factory=dict)
+    not_run: str | None = None
+
+    @property
+    def sizes(self) -> str:
+        return "x".join(str(self.case[n]) for n in ("rows", "features", "classes") if self.case[n] > 1)
+
+    @property
+    def group(self) -> tuple[str, str, str, int]:
+        """What is compared within one memory setting."""
+        return self.sizes, self.case["dtype"], self.case["target"], self.threads
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quartiles(seconds: Sequence[float]) -> Interval:
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
+    return Interval(float(median), float(low), float(high))
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float], seed: int = 0) -> Interval:
+    """The median over rounds of `theirs / ours` within a round, with its 95 % percentile bootstrap interval.
+
+    >>> ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    Interval(median=2.0, low=2.0, high=2.0)
+    """
+    ratios = np.asarray(theirs) / np.asarray(ours)
+    drawn = np.random.default_rng(seed).choice(ratios, (RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def fastest(runs: Sequence[Run], *kinds: str) -> Run | None:
+    of_kind = [run for run in runs if run.kind in kinds and run.seconds and not run.not_run]
+    return min(of_kind, key=lambda run: quartiles(run.seconds).median, default=None)
+
+
+def compare(runs: Sequence[Run], ours: str) -> dict[str, Any] | None:
+    """Our contestant against eager, the fastest peer and the fastest limit, among the runs of one group and setting."""
+    mine = next((run for run in runs if run.contestant == ours and run.seconds and not run.not_run), None)
+    if mine is None:
+        return None
+    answer: dict[str, Any] = {"contestant": ours, "case": mine.case, "threads": mine.threads, "setting": mine.setting}
+    against = {"eager": fastest(runs, "eager"), "best peer": fastest(runs, "peer")}
+    for name, other in against.items():
+        if other:
+            answer[name] = {"contestant": other.contestant, **asdict(ratio(other.seconds, mine.seconds))}
+    limit = fastest(runs, "limit")
+    if limit:
+        answer["efficiency"] = {"contestant": limit.contestant, **asdict(ratio(limit.seconds, mine.seconds))}
+    plain = against["eager"]
+    if plain and plain.scratch and mine.scratch is not None:
+        answer["scratch of eager's"] = mine.scratch / plain.scratch
+    if plain and plain.errors and mine.errors:
+        answer["error of eager's"] = {
+            name: mine.errors[name] / plain.errors[name] for name in mine.errors if plain.errors.get(name)
+        }
+    return answer
+
+
+def holds_in_every_setting(comparisons: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The lower end of the ratio's interval in the setting where it is lowest: what may be claimed."""
+    ends = [c[name]["low"] for c in comparisons if name in c]
+    return min(ends) if ends and len(ends) == len(comparisons) else None
