@@ -6,6 +6,7 @@ terms at once, one thread and more.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_binary_rows_equal_the_definition(reduction: str, dtype: torch.dtype, we
     found = []
     for own in (torch.float64, dtype):
         leaf = z.to(own).requires_grad_()
-        given = {name: t.to(own) for name, t in options.items()}
+        given: dict[str, Any] = {name: t.to(own) for name, t in options.items()}
         with native.using("plain" if own == torch.float64 else native.active()):
             loss = likely.functional.binary_cross_entropy_with_logits(leaf, y.to(own), reduction=reduction, **given)
         loss.backward(None if reduction != "none" else torch.linspace(0, 1, 41, dtype=loss.dtype).expand(5, 41))

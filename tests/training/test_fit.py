@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+import likely
 from likely.training import fit as module
 from likely.training.fit import Stack, fit
 from likely.training.networks import Mlp, build
@@ -57,6 +58,7 @@ def test_value_and_gradient_are_those_of_separate_programs(soft: bool, T: float,
     stack = Stack(some)
     x_BnD, weight_N = module._padded(x)
     flat = torch.cat([module._pad(one, 9) for one in target])
+    goal: likely.Target
     if soft:
         goal = module.teacher(flat, weight=weight_N)
     else:
