@@ -139,7 +139,12 @@ def test_a_bfloat16_sum_of_products_is_kept_in_float32(blocks: int, monkeypatch:
     for part in torch.arange(21).tensor_split(blocks):
         total.add(g[part], x[part])
         plain += g[part].T @ x[part]
-    assert torch.equal(total.result(), plain.bfloat16())
+    if blocks == 2:  # the second product is added before it is rounded
+        exact = g.double().T @ x.double()
+        ours, rounded = (float((t.double() - exact).abs().max()) for t in (total.result(), plain))
+        assert ours <= 1.01 * rounded + 2**-9 * float(exact.abs().max())
+    else:
+        assert torch.equal(total.result(), plain.bfloat16())
 
 
 def test_the_pass_that_runs_is_named(instruction_set: str) -> None:

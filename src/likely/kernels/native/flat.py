@@ -146,6 +146,9 @@ class PlaneSum(ProductSum):
         if self.done == 1:
             torch.mm(g_nC.T, x_nD, out=self.high_CD)
             return
+        if self.done == 2 == self.blocks:  # PyTorch's product adds in float32 and rounds once
+            torch.addmm(self.high_CD, g_nC.T, x_nD, out=self.high_CD)
+            return
         classes, features = self.high_CD.shape
         last, had_low = self.done == self.blocks, self.low_CD is not None
         if not last and not had_low:
