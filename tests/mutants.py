@@ -54,17 +54,27 @@ MUTANTS = [
     ),
     Mutant(
         "heads.py",
-        "dweight_CD.addmm_(",
-        "dweight_CD.copy_(g_nC.T @ self.x[rows]) if 1 else (",
+        "self.total_CD.addmm_(",
+        "self.total_CD.copy_(g_nC.T @ x_nD) if 1 else (",
         "test_gradients.py",
         CARRIED,
     ),
     Mutant("heads.py", "dbias_C += g_nC.sum(", "dbias_C[:] = g_nC.sum(", "test_gradients.py", CARRIED),
-    Mutant("heads.py", "dweight_CD += g_nC.T @", "dweight_CD[:] = g_nC.T @", "test_precision.py", "bfloat16_gradient"),
     Mutant(
-        "heads.py", 'Any] = {"dtype": self.acc', 'Any] = {"dtype": self.dtype', "test_precision.py", "bfloat16_gradient"
+        "heads.py",
+        "self.total_CD.add_(product_CD)",
+        "self.total_CD.copy_(product_CD)",
+        "test_precision.py",
+        "bfloat16_gradient",
     ),
-    Mutant("heads.py", "torch.zeros(self.weight.shape", "torch.empty(self.weight.shape", "test_gradients.py", CARRIED),
+    Mutant(
+        "heads.py",
+        "product_sum(self.weight, self.acc)",
+        "product_sum(self.weight, self.dtype)",
+        "test_precision.py",
+        "bfloat16_gradient",
+    ),
+    Mutant("heads.py", "self.started = True", "self.started = False", "test_gradients.py", CARRIED),
     Mutant(
         "heads.py",
         "grads[0][rows] = g_nC[:, 1]",
@@ -146,8 +156,8 @@ MUTANTS = [
     Mutant(LOOP, "A_n = log_A_n + m_n", "A_n = log_A_n", "test_objective.py", "z_loss"),
     Mutant(
         LOOP,
-        "        self.loss += added\n",
-        "",
+        "self.loss += penalty",
+        "pass",
         "test_objective.py",
         "z_loss",
     ),

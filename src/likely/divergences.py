@@ -22,7 +22,7 @@ from torch import Tensor
 
 from likely import targets
 from likely._checks import as_tensor, require, values_can_be_read
-from likely.heads import Head, Linear, Logits
+from likely.heads import Head, Linear, Logits, finished
 from likely.kernels import loop
 from likely.kernels.common import transformed
 from likely.kernels.exact import exact
@@ -256,4 +256,4 @@ class _Blocks(torch.autograd.Function):
         head = ctx.head.with_tensors([None if t is None else t.detach() for t in tensors])
         grads = head.gradient_buffers(needed)
         _Loop(head, *ctx.rest).over(None, a_N, grads)
-        return (*none, *(None if g is None else g.to(t.dtype) for g, t in zip(grads, tensors)))
+        return (*none, *(None if g is None else g.to(t.dtype) for g, t in zip(finished(grads), tensors)))

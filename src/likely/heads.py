@@ -24,17 +24,34 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class ProductSum:
-    """The gradient of a weight, `Σ gᵀ x` over blocks of rows."""
+    """The gradient of a weight, `Σ gᵀ x` over blocks of rows, in `acc`."""
+
+    def __init__(self, like: Tensor, acc: torch.dtype) -> None:
+        self.total_CD = _memory.empty(*like.shape, dtype=acc, device=like.device)
+        self.started = False
 
     def add(self, g_nC: Tensor, x_nD: Tensor) -> None:
-        raise NotImplementedError
+        if self.total_CD.dtype != x_nD.dtype:
+            # Each block's product is rounded once to the input's dtype; the sum over the blocks is not.
+            product_CD = g_nC.T @ x_nD
+            self.total_CD = self.total_CD.add_(product_CD) if self.started else self.total_CD.copy_(product_CD)
+        elif self.started:
+            self.total_CD.addmm_(g_nC.T, x_nD)
+        else:
+            torch.mm(g_nC.T, x_nD, out=self.total_CD)
+        self.started = True
 
     def result(self) -> Tensor:
-        raise NotImplementedError
+        return self.total_CD if self.started else self.total_CD.zero_()
 
 
-ProductSums = Callable[[Tensor], ProductSum]
-"""Makes an empty sum for a weight."""
+ProductSums = Callable[[Tensor, torch.dtype], ProductSum]
+"""Makes an empty sum for a weight, in a dtype."""
+
+
+def finished(grads: Sequence[Any]) -> list[Tensor | None]:
+    """The gradients that stand in the buffers of `Head.gradient_buffers`, once every block was pulled back."""
+    return [grad.result() if isinstance(grad, ProductSum) else grad for grad in grads]
 
 
 class Head:
@@ -81,10 +98,10 @@ class Head:
         """
         raise NotImplementedError
 
-    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums = ProductSum) -> list[Any]:
         """Empty buffers for `pull_back`: sums over rows in `acc`, per-row gradients in the tensor's own dtype.
 
-        With `product_sum` a weight's gradient is one of these, and has a `result`.
+        A weight's gradient is a `product_sum`, or a ProductSum; `finished` makes tensors of them all.
         """
         raise NotImplementedError
 
@@ -189,7 +206,7 @@ class Logits(Head):
         z = self.z[rows]
         return z.to(self.acc) if out is None else out.copy_(z)
 
-    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums = ProductSum) -> list[Any]:
         return [_memory.empty_like(self.z) if needed[0] else None]
 
     def stored(self, rows: slice) -> Tensor | None:
@@ -248,7 +265,7 @@ class Binary(Head):
         out[:, 1] = z
         return out
 
-    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums = ProductSum) -> list[Any]:
         return [_memory.empty_like(self.z) if needed[0] else None]
 
     def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
@@ -340,14 +357,12 @@ class Linear(Head):
     def keeps_logits(self) -> bool:
         return self.softcap is not None
 
-    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums | None = None) -> list[Any]:
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums = ProductSum) -> list[Any]:
         x, weight, bias = needed
-        sums: dict[str, Any] = {"dtype": self.acc, "device": self.device}
-        own = torch.zeros(self.weight.shape, **sums) if weight and product_sum is None else None
         return [
             _memory.empty_like(self.x) if x else None,
-            product_sum(self.weight) if weight and product_sum is not None else own,
-            torch.zeros(self.classes, **sums) if bias else None,
+            product_sum(self.weight, self.acc) if weight else None,
+            torch.zeros(self.classes, dtype=self.acc, device=self.device) if bias else None,
         ]
 
     def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
@@ -359,14 +374,8 @@ class Linear(Head):
         g_nC = g_nC.to(self.dtype)
         if dx_ND is not None:
             torch.mm(g_nC, self.weight, out=dx_ND[rows])
-        if isinstance(dweight_CD, ProductSum):
+        if dweight_CD is not None:
             dweight_CD.add(g_nC, self.x[rows])
-        elif dweight_CD is not None:
-            if self.acc == self.dtype:
-                dweight_CD.addmm_(g_nC.T, self.x[rows])
-            else:
-                # Each block's product is rounded once to the input's dtype; the sum over the blocks is not.
-                dweight_CD += g_nC.T @ self.x[rows]
 
     def autocast(self) -> Head:
         kind = self.device.type

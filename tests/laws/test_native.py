@@ -134,7 +134,7 @@ def test_a_bfloat16_sum_of_products_is_kept_in_float32(blocks: int, monkeypatch:
     monkeypatch.setattr(native.PlaneSum, "PART_BYTES", 64 * 5 * 2)
     generator = torch.Generator().manual_seed(0)
     g, x = (torch.randn(7 * 3, n, generator=generator).bfloat16() for n in (133, 5))
-    total = native.PlaneSum(torch.empty(133, 5, dtype=torch.bfloat16), blocks)
+    total = native.PlaneSum(torch.empty(133, 5, dtype=torch.bfloat16), torch.float32, blocks)
     plain = torch.zeros(133, 5)
     for part in torch.arange(21).tensor_split(blocks):
         total.add(g[part], x[part])

@@ -53,7 +53,6 @@ class _Reduced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, mu1: Tensor, mu0: Tensor | None, scale: float) -> Tensor:
         own = z.contiguous()
-        # Formed for a scale of one where it would underflow: a gradient in half precision, say, of a mean over many.
         ctx.grad = _memory.empty_like(own) if ctx.needs_input_grad[0] else None
         total = native.binary(own, mu1, mu0, coefficient=scale, gradient=ctx.grad)
         ctx.save_for_backward(z, mu1, mu0)

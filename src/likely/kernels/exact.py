@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from likely.heads import ALL, Head, Linear
+from likely.heads import ALL, Head, Linear, ProductSum, ProductSums
 
 TILE_BYTES = 2**24
 """The size of a tile of the weight in float32: 16 MiB, which stay in the caches of a GPU and of large CPUs."""
@@ -61,6 +61,20 @@ def tiles(weight_CD: Tensor, times: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + classes, weight_CD.shape[0]))
 
 
+class TiledSum(ProductSum):
+    """The gradient of a weight in float32, added tile by tile, so that a product is added from the cache."""
+
+    def __init__(self, like: Tensor, acc: torch.dtype) -> None:
+        self.total_CD = torch.zeros(like.shape, dtype=acc, device=like.device)
+
+    def add(self, g_nC: Tensor, x_nD: Tensor) -> None:
+        for c in tiles(self.total_CD, 4 if x_nD.is_cuda and g_nC.dtype != x_nD.dtype else 1):
+            self.total_CD[c] += product(g_nC[:, c].T, x_nD)
+
+    def result(self) -> Tensor:
+        return self.total_CD
+
+
 class Exact(Linear):
     """A linear head in half precision whose logits, and the gradients it carries back, are formed in float32."""
 
@@ -76,6 +90,9 @@ class Exact(Linear):
             out += bias_C
         return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
 
+    def gradient_buffers(self, needed: Sequence[bool], product_sum: ProductSums = TiledSum) -> list[Any]:
+        return super().gradient_buffers(needed, product_sum)
+
     def pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
         dx_ND, dweight_CD, dbias_C = grads
         if self.softcap is not None:
@@ -84,13 +101,12 @@ class Exact(Linear):
             dbias_C += g_nC.sum(dim=0)
         x_nD = self.x[rows] if self.x.is_cuda else self.x[rows].to(self.acc)
         dx_nD = None if dx_ND is None else torch.zeros_like(x_nD, dtype=self.acc)
-        for c in tiles(self.weight, 4 if self.x.is_cuda else 1):
-            if dx_nD is not None:
-                dx_nD += product(g_nC[:, c], self.weight[c])
-            if dweight_CD is not None:
-                dweight_CD[c] += product(g_nC[:, c].T, x_nD)
         if dx_nD is not None:
+            for c in tiles(self.weight, 4 if self.x.is_cuda else 1):
+                dx_nD += product(g_nC[:, c], self.weight[c])
             dx_ND[rows] = dx_nD
+        if dweight_CD is not None:
+            dweight_CD.add(g_nC, x_nD)
 
 
 def exact(head: Head) -> Head:

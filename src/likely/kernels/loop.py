@@ -18,7 +18,7 @@ from torch import Tensor
 
 from likely import _memory
 from likely.forms import Target
-from likely.heads import Head, ProductSum, normalise
+from likely.heads import Head, ProductSum, finished, normalise
 from likely.kernels import native
 from likely.kernels.common import weighted_sum
 
@@ -63,7 +63,7 @@ class Pass:
 
     def __init__(self, head: Head, terms: Terms, known: Sequence[bool], needed: Sequence[bool]) -> None:
         self.head, self.terms, self.known, self.needed = head.detached(), terms, known, needed
-        self.blocks = list(blocks(self.head))
+        self.blocks = blocks(self.head)
         self.grads: list[Any] | None = None
         empty: dict[str, Any] = {"dtype": head.acc, "device": head.device}
         self.rows = [[torch.empty(head.rows, **empty) for _ in range(3)] for _ in terms]
@@ -77,7 +77,7 @@ class Pass:
         else:
             self._plain(coefficients, z_coefficient)
         if self.grads is not None:
-            self.grads = [g.result() if isinstance(g, ProductSum) else g for g in self.grads]
+            self.grads = finished(self.grads)
         return self
 
     # ------------------------------------------------------------------------------------ by the compiled row pass
@@ -88,8 +88,7 @@ class Pass:
         head = self.head
         if any(self.needed):
             planes = partial(native.PlaneSum, blocks=len(self.blocks))
-            own_sum: dict[torch.dtype, Any] = {torch.bfloat16: planes, torch.float32: native.DirectSum}
-            self.grads = head.gradient_buffers(self.needed, own_sum.get(head.dtype))
+            self.grads = head.gradient_buffers(self.needed, planes if head.dtype == torch.bfloat16 else ProductSum)
         rows_pass = native.Rows(head, self.terms, self.rows)
         tile_nC = other_nC = None
         for rows in self.blocks:
@@ -114,14 +113,17 @@ class Pass:
             a_n = None if z_coefficient is None else z_coefficient[rows]
             A_n = rows_pass.over(rows, z_nC, g_nC, self.known, own, a_n)
             if A_n is not None and a_n is not None:
-                penalty = weighted_sum(A_n.square(), a_n)
-                self.z_loss += penalty
-                self.loss += penalty
+                self._penalise(A_n, a_n)
             if g_nC is not None and g_nC is not placed_nC and self.grads is not None:
                 head.pull_back(rows, g_nC, z_nC, self.grads)
         if coefficients is not None:
             for (cross_entropy_N, _, _), a_N in zip(self.rows, coefficients):
                 self.loss += weighted_sum(cross_entropy_N, a_N.to(head.acc))
+
+    def _penalise(self, A_n: Tensor, a_n: Tensor) -> None:
+        penalty = weighted_sum(A_n.square(), a_n)
+        self.z_loss += penalty
+        self.loss += penalty
 
     # --------------------------------------------------------------------------------------- by PyTorch operations
 
@@ -183,9 +185,7 @@ class Pass:
     def _z_term(self, z_nC: Tensor, a_n: Tensor, g_nC: Tensor | None) -> None:
         s_nC, log_A_n, m_n, _ = normalise(z_nC)
         A_n = log_A_n + m_n
-        added = weighted_sum(A_n.square(), a_n)
-        self.z_loss += added
-        self.loss += added
+        self._penalise(A_n, a_n)
         if g_nC is not None:
             own_nC = (s_nC - log_A_n[:, None]).exp_().mul_((2 * a_n * A_n)[:, None])
             g_nC += own_nC.masked_fill_((a_n == 0)[:, None], 0)

@@ -215,7 +215,7 @@ class Pass:
                 planes = head.dtype == torch.bfloat16 and native.dtype_of(head) is not None
                 blocks = -(-head.rows // rows.stop)
                 own = dweight_CD[classes]
-                tile = native.PlaneSum(own, blocks) if planes else _TileSum(own, head.acc)
+                tile = native.PlaneSum(own, head.acc, blocks) if planes else ProductSum(own, head.acc)
             buffers = [None, tile if dweight_CD is not None else None, None if dbias_C is None else dbias_C[classes]]
             if dx_ND is not None:
                 scaled_nc = g_nc if head.softcap is None else g_nc * (1 - (z_nc / head.softcap).square())
@@ -298,19 +298,3 @@ class Pass:
 def _product(mu: Tensor, s: Tensor) -> Tensor:
     """`μ s`, where a class without mass costs nothing even at `s = −inf`."""
     return mu * torch.where((mu == 0) & torch.isneginf(s), 0, s)
-
-
-class _TileSum(ProductSum):
-    """The weight's gradient for a tile of classes, summed over the rows in `acc`."""
-
-    def __init__(self, like: Tensor, acc: torch.dtype) -> None:
-        self.total = torch.zeros(like.shape, dtype=acc, device=like.device)
-
-    def add(self, g_nC: Tensor, x_nD: Tensor) -> None:
-        if self.total.dtype == x_nD.dtype:
-            self.total.addmm_(g_nC.T, x_nD)
-        else:
-            self.total += g_nC.T @ x_nD
-
-    def result(self) -> Tensor:
-        return self.total

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from likely.forms import Dense, DenseTile, Sparse, Target
-from likely.heads import Head, Linear, Logits
+from likely.heads import Head, Linear, Logits, finished
 from likely.kernels.common import weighted_sum
-from likely.kernels.exact import exact, product, tiles
+from likely.kernels.exact import TiledSum, exact
 from likely.kernels.triton_rows import compiled
 
 Terms = Sequence[tuple[Target, float]]
@@ -215,7 +215,7 @@ class Pass:
 
     def __init__(self, head: Head, terms: Terms, known: Sequence[bool], needed: Sequence[bool]) -> None:
         self.head, self.terms, self.known = head.detached(), list(terms), list(known)
-        self.grads = self.head.gradient_buffers(needed) if any(needed) else None
+        self.grads = self.head.gradient_buffers(needed, TiledSum) if any(needed) else None
         empty: dict[str, Any] = {"dtype": torch.float32, "device": head.device}
         self.rows = [[torch.empty(head.rows, **empty) for _ in range(3)] for _ in terms]
         self.loss = torch.zeros((), **empty)
@@ -248,7 +248,11 @@ class Pass:
                     self.z_loss += added
                     self.loss += added
             if g_nC is not None and self.grads is not None:
-                self._pull_back(rows, g_nC, z_nC, self.grads)
+                placed_nC = self.head.gradient_place(rows, self.grads)
+                if placed_nC is None or placed_nC.data_ptr() != g_nC.data_ptr():
+                    self.head.pull_back(rows, g_nC, z_nC, self.grads)
+        if self.grads is not None:
+            self.grads = finished(self.grads)
         return self
 
     def _nothing(self) -> Sparse:
@@ -293,24 +297,6 @@ class Pass:
             assert isinstance(tile, DenseTile)
             mu_nC = tile.mu
         return dense_(z_nC, mu_nC, temperature, gradient, class_weight=target.class_weight, known=known)
-
-    def _pull_back(self, rows: slice, g_nC: Tensor, z_nC: Tensor, grads: Sequence[Any]) -> None:
-        head = self.head
-        if not isinstance(head, Linear):
-            if g_nC.data_ptr() != grads[0][rows].data_ptr():
-                grads[0][rows] = g_nC
-            return
-        dx_ND, dweight_CD, dbias_C = grads
-        if head.softcap is not None:
-            g_nC *= 1 - (z_nC / head.softcap).square_()
-        if dbias_C is not None:
-            dbias_C += g_nC.sum(dim=0, dtype=torch.float32)
-        g_nC = g_nC.to(head.dtype)
-        if dx_ND is not None:
-            torch.mm(g_nC, head.weight, out=dx_ND[rows])
-        if dweight_CD is not None:
-            for c in tiles(head.weight):  # a product is added from the cache
-                dweight_CD[c] += product(g_nC[:, c].T, head.x[rows])
 
 
 def run(

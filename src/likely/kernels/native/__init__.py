@@ -20,7 +20,7 @@ from torch import Tensor
 from likely import _memory
 from likely.forms import Dense, DenseTile, Sparse, Target
 from likely.heads import Head
-from likely.kernels.native.flat import DirectSum, PlaneSum, binary, exponentials_, tile_normaliser
+from likely.kernels.native.flat import PlaneSum, binary, exponentials_, tile_normaliser
 from likely.kernels.native.library import TYPES, active, available, call, i32, i64, pointer, using
 
 _SPARSE, _DENSE, _TEACHER, _Z_LOSS = range(4)
@@ -195,7 +195,6 @@ class Rows:
 
 __all__ = [
     "TYPES",
-    "DirectSum",
     "PlaneSum",
     "Rows",
     "active",

@@ -136,7 +136,7 @@ class PlaneSum(ProductSum):
 
     PART_BYTES = 2**21
 
-    def __init__(self, like: Tensor, blocks: int) -> None:
+    def __init__(self, like: Tensor, acc: torch.dtype, blocks: int) -> None:
         self.high_CD = _memory.empty_like(like)
         self.low_CD: Tensor | None = None
         self.blocks, self.done = blocks, 0
@@ -177,21 +177,3 @@ class PlaneSum(ProductSum):
     def result(self) -> Tensor:
         self.low_CD = None
         return self.high_CD if self.done else self.high_CD.zero_()
-
-
-class DirectSum(ProductSum):
-    """A weight's gradient in float32, each block's product added by the product itself."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.total_CD = _memory.empty_like(like)
-        self.done = 0
-
-    def add(self, g_nC: Tensor, x_nD: Tensor) -> None:
-        self.done += 1
-        if self.done == 1:
-            torch.mm(g_nC.T, x_nD, out=self.total_CD)
-        else:
-            self.total_CD.addmm_(g_nC.T, x_nD)
-
-    def result(self) -> Tensor:
-        return self.total_CD if self.done else self.total_CD.zero_()
