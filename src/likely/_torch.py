@@ -216,11 +216,16 @@ def binary_masses(
     return one if weight is None else one * weight, zero if weight is None else zero * weight
 
 
+def require_mean(reduction: str, total: Any) -> None:
+    """A denominator of the caller's own belongs to a mean."""
+    require(total is None or reduction == "mean", f"total: is the denominator of a mean; reduction is {reduction!r}")
+
+
 def reduced_binary(
     input: Tensor, mu1: Tensor, mu0: Tensor | None, reduction: str, temperature: float, total: Any
 ) -> Tensor:
     """The losses of log odds as torch reduces them: in one reading where that can be, else as any other measure."""
-    require(total is None or reduction == "mean", f"total: is the denominator of a mean; reduction is {reduction!r}")
+    require_mean(reduction, total)
     if temperature == 1 and input.numel() and binary.refuses(input, mu1, mu0) is None:
         if reduction == "none":
             return binary.rows(input, mu1, mu0)
@@ -268,7 +273,7 @@ def reduced(
     z_loss: float,
 ) -> Tensor:
     """The rows' losses as torch reduces them; `shape` is that of the losses, whose last P are spread over the heads."""
-    require(total is None or reduction == "mean", f"total: is the denominator of a mean; reduction is {reduction!r}")
+    require_mean(reduction, total)
     pairs = list(zip(heads, targets, strict=True))
     if reduction == "none":
         require(not z_loss, "z_loss: belongs to a mean or a sum; reduction is 'none'")
@@ -309,7 +314,7 @@ def single(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 
 def summed(reduction: str, total: Any) -> str:
     """The reduction to ask torch for where the caller's own denominator follows."""
-    require(total is None or reduction == "mean", f"total: is the denominator of a mean; reduction is {reduction!r}")
+    require_mean(reduction, total)
     return reduction if total is None else "sum"
 
 

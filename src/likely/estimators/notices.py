@@ -39,8 +39,7 @@ def notices(
             told = text if separation is None else separation_text(separation, classes)
             said.append((SeparationWarning, told))
         elif "column" in text:
-            more = ", and those of least norm are given" if "do not determine" in text else ""
-            said.append((CollinearityWarning, named(text, names) + more))
+            said.append((CollinearityWarning, named(text, names)))
         else:
             said.append((ConvergenceWarning, text))
     return said
