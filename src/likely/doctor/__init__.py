@@ -1,0 +1,1 @@
+"""The examination of a distillation loss: does it compute what its author means?"""
