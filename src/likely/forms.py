@@ -9,6 +9,7 @@ logit `⟨μ, z⟩`, `μ` itself (to be subtracted from a gradient), its entropy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -85,6 +86,11 @@ class Tile:
     def gradient_(self, q_nC: Tensor, log_q: Callable[[], Tensor]) -> Tensor:
         """Turn the probabilities `q` into `M·q − μ`, in place."""
         raise NotImplementedError
+
+
+def _signed(mu: Tensor) -> bool:
+    least = float(mu.detach().amin())  # one reading, which a NaN would hide the sign from
+    return least < 0 or (math.isnan(least) and bool((mu < 0).any()))
 
 
 def _x_log_x(x: Tensor) -> Tensor:
@@ -244,7 +250,7 @@ class Dense(Target):
         # What is softened has been checked to be a distribution.
         signed = [None if self.softens else self.given, self.class_weight]
         read = [t for t in signed if t is not None and t.numel() and values_can_be_read(t)]
-        return SIGNED if any(bool((t < 0).any()) for t in read) else None
+        return SIGNED if any(_signed(t) for t in read) else None
 
     def tile(self, rows: slice, temperature: float, dtype: torch.dtype) -> DenseTile:
         scale = 1.0 if not self.softens else temperature

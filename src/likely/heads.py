@@ -345,13 +345,25 @@ class Linear(Head):
             z_nC = F.linear(x_nD, self.weight, self.bias).to(self.acc)
             return z_nC if self.softcap is None else self.softcap * torch.tanh(z_nC / self.softcap)
         if out.dtype == x_nD.dtype:
-            if self.bias is None:
-                torch.mm(x_nD, self.weight.T, out=out)
-            else:
-                torch.addmm(self.bias, x_nD, self.weight.T, out=out)
+            for some in self._columns(out.dtype):
+                weight_Dc = self.weight[some].T
+                if self.bias is None:
+                    torch.mm(x_nD, weight_Dc, out=out[:, some])
+                else:
+                    torch.addmm(self.bias[some], x_nD, weight_Dc, out=out[:, some])
         else:
             out.copy_(F.linear(x_nD, self.weight, self.bias))
         return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def _columns(self, dtype: torch.dtype) -> list[slice]:
+        """The classes whose logits are formed at once.
+
+        From 768 features on, the CPU's float32 product of few rows and many classes runs at two thirds to nine tenths
+        of its rate, and at the whole of it for 384 classes at a time.
+        """
+        if dtype != torch.float32 or self.device.type != "cpu" or self.weight.shape[1] < 768:
+            return [ALL]
+        return [slice(start, min(start + 384, self.classes)) for start in range(0, self.classes, 384)]
 
     @property
     def keeps_logits(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import likely
+from likely.kernels import loop, native
 from tests.cases import Kernel, requiring_grad
 
 N, C, D, BLOCK = 32, 301, 3, 5
@@ -86,13 +87,23 @@ def test_the_watch_sees_the_whole_logits_where_they_are_held() -> None:
     assert seen.numel == N * C
 
 
-def sizes_of(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> list[int]:
-    from likely.kernels.loop import blocks
-
-    whole = blocks(likely.Logits(torch.empty(rows, classes, dtype=dtype, device="meta")))
+def sizes_of(rows: int, classes: int, dtype: torch.dtype = torch.float32, teacher: bool = False) -> list[int]:
+    terms = [(likely.teacher(likely.Linear(torch.empty(rows, 1), torch.empty(classes, 1))), 1.0)] if teacher else []
+    whole = loop.blocks(likely.Logits(torch.empty(rows, classes, dtype=dtype, device="meta")), terms)
     assert [r.start for r in whole[1:]] == [r.stop for r in whole[:-1]]
     assert (whole[0].start, whole[-1].stop) == (0, rows)
     return [r.stop - r.start for r in whole]
+
+
+@pytest.mark.skipif(native.active() == "plain", reason="blocks are of float32 without the compiled row pass")
+def test_bfloat16_has_two_blocks_where_a_sum_over_more_would_take_as_much() -> None:
+    def sizes(rows: int, features: int) -> list[int]:
+        head = [torch.empty(size, features, dtype=torch.bfloat16) for size in (rows, 50_000)]
+        return [r.stop - r.start for r in loop.blocks(likely.Linear(*head))]
+
+    assert sizes(2048, 600) == [1024, 1024]
+    assert sizes(2048, 500) == [512] * 4
+    assert sizes(1000, 600) == [512, 488]
 
 
 def test_a_default_block_keeps_the_rate_of_products_and_never_grows_with_the_rows() -> None:
@@ -101,6 +112,7 @@ def test_a_default_block_keeps_the_rate_of_products_and_never_grows_with_the_row
     assert set(sizes_of(65_536, 32_000)) == {256}
     assert set(sizes_of(65_536, 32_000, torch.bfloat16)) <= {256, 512}  # 512 where the row pass was compiled
     assert sizes_of(300, 32_000) == [192, 108]
+    assert set(sizes_of(65_536, 32_000, teacher=True)) == {384, 256}  # one more product to each
     few = sizes_of(2**16, 1000)
     assert 2**20 <= max(few) * 1000 * 4 <= 2**29
     assert max(few) - min(few[:-1]) <= 64

@@ -168,3 +168,13 @@ def test_what_eager_and_chunked_give_in_float64_is_the_same() -> None:
     one = loss_and_gradients(KERNELS[0], torch.float64, tensors, True)
     two = loss_and_gradients(Kernel("chunked", 5), torch.float64, tensors, True)
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_many_features_are_formed_by_parts_and_are_the_same(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(5, 800, generator=generator), torch.randn(1001, 800, generator=generator)
+    b = torch.randn(1001, generator=generator) if bias else None
+    found = likely.Linear(x, w, b).logits(slice(1, 4), out=torch.full((3, 1001), torch.nan))
+    exact = torch.nn.functional.linear(x[1:4].double(), w.double(), None if b is None else b.double())
+    torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=1e-4)
