@@ -297,6 +297,24 @@ def test_options_reach_the_estimator(likely_cli: Likely, spector: Path, tmp_path
     assert loose["iterations"] < run("g", "--penalty-strength", "1e-3")["iterations"]
 
 
+def test_another_class_is_the_reference(likely_cli: Likely, iris: Path, tmp_path: Path) -> None:
+    def run(*options: object) -> tuple[dict[tuple[str, str], Any], str]:
+        out = tmp_path / str(len(options))
+        shown = likely_cli("fit", iris, "-t", "species", "--penalty", "0.01", "-o", out, *options).out
+        told = json.loads((out / "metrics.json").read_text())["summary"]
+        return {(one["label"], one["name"]): one for one in told["coefficients"]}, shown
+
+    (first, _), (other, shown) = run(), run("--reference", "virginica", "--confidence", "0.5")
+    name = "petal width (cm)"
+    assert other["setosa", name]["estimate"] == pytest.approx(-first["virginica", name]["estimate"])
+    assert other["setosa", name]["high"] - other["setosa", name]["low"] == pytest.approx(
+        2 * 0.6745 * first["virginica", name]["standard_error"], rel=1e-3
+    )
+    effects = shown.partition("largest effects: log odds against virginica")[2].splitlines()
+    assert effects[1].split() == ["setosa", "versicolor"]
+    assert "log odds of each class against virginica" in shown
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -304,6 +322,8 @@ def test_options_reach_the_estimator(likely_cli: Likely, spector: Path, tmp_path
         (("--covariance", "robust"), "covariance: is 'robust'; it is one of fisher, sandwich, none"),
         (("--groups", "GPA", "--covariance", "fisher"), "covariance: 'fisher' takes rows as independent"),
         (("--groups", "town"), "groups: there is no column 'town'"),
+        (("--reference", "2"), "reference: '2' is no class; the classes are ['0', '1']"),
+        (("--confidence", "95"), "confidence: is 95.0; it is a level between 0 and 1"),
         (("--max-iter", "2"), "the fit has not converged: after 2 iterations"),
         (("--class-weight", "often"), "class_weight: 'often' is no CLASS=WEIGHT"),
         (("--class-weight", "2=3"), "class_weight: '2' is no class; the classes are '0', '1'"),

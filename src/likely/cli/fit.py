@@ -69,6 +69,10 @@ def fit(
             help="What standard errors come from. By default fisher for labels, else sandwich.",
         ),
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The class that coefficients are log odds against; by default the first.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="The level of the intervals of the coefficients.")] = 0.95,
     solver: Annotated[
         str, typer.Option(metavar="auto|newton-cholesky|newton-cg|lbfgs", help="By default the data's shape decides.")
     ] = "auto",
@@ -85,12 +89,12 @@ def fit(
 ) -> None:
     """Fit a logistic or softmax regression by maximum likelihood.
 
-    Two classes make it logistic, more make it softmax. The target is a column of labels, or a set of columns with the
-    probability of each class, named by a glob: what its star stands for is the class. The fit minimises the mean
-    cross-entropy = entropy + KL, in nats, and certifies how far it is from the minimum. Of a category the first level
-    is the reference, and so is the first class. The status is 1, and nothing is written, where the fit has not
-    converged or some features tell the classes apart without an error, so that no maximum likelihood estimate exists;
-    a penalty mends both.
+    Two classes make it logistic, more make it softmax. The target is a column of labels, or a set of columns with
+    the probability of each class, named by a glob: what its star stands for is the class. The fit minimises the
+    mean cross-entropy = entropy + KL, in nats, and certifies how far it is from the minimum. Of a category the
+    first level is the reference, and so is the first class unless another is named. The status is 1, and nothing is
+    written, where the fit has not converged or some features tell the classes apart without an error, so that no
+    maximum likelihood estimate exists; a penalty mends both.
 
     \b
     Example:
@@ -123,7 +127,8 @@ def fit(
     how: dict[str, Any] = {"log_input": True, "weights": fitted.weight_N, "groups": fitted.group_N}
     found = evaluate(model.predict_log_proba(table), truth, **how)
     alone = evaluate(_frequencies(fitted), truth, **how)
-    told, effects = fitted.estimator.summary(model.keys[0]), _effects(fitted, table)
+    against = model.keys[0] if reference is None else reference
+    told, effects = fitted.estimator.summary(against, confidence), _effects(fitted, table, against)
     metrics = output.stamp("fit", data=data, target=target, seed=seed, **settings) | {
         "rows": table.num_rows,
         "class_names": list(model.classes),
@@ -143,7 +148,8 @@ def fit(
     with new_folder(out, overwrite) as folder:
         model.write_into(folder)
         output.write_metrics(folder, metrics)
-        page = lambda: _report(f"likely fit {data.name}", fitted, table, truth, found, alone, effects[1])  # noqa: E731
+        level: dict[str, Any] = {"reference": against, "confidence": confidence}
+        page = lambda: _report(f"likely fit {data.name}", fitted, table, truth, found, alone, effects[1], level)  # noqa: E731
         if report is None:
             output.write_report(folder, page)
         else:
@@ -154,7 +160,7 @@ def fit(
     _show_summary(told, standardise)
     print(f"\non the {found.n:,} rows it was fitted to, ± one standard error:")
     output.print_table(["", "this model", f"{ALONE} alone"], _measures(found, alone, text=True))
-    _show_effects(fitted, *effects)
+    _show_effects(fitted, against, *effects)
     print(f"\nwritten to {output.printable(out)}{f' and {output.printable(report)}' if report else ''}")
 
 
@@ -290,23 +296,22 @@ def _measures(found: Evaluation, alone: Evaluation, text: bool = False) -> list[
     return [[name, cell(a), cell(b)] for (name, a), (_, b) in zip(found.rows(), alone.rows())]
 
 
-def _effects(fitted: Regression, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(C − 1, D) log odds against the first class for one standard deviation of each feature, and their order."""
+def _effects(fitted: Regression, table: pa.Table, against: str) -> tuple[np.ndarray, np.ndarray]:
+    """(C − 1, D) log odds against a class for one standard deviation of each feature, and their order."""
     import numpy as np
 
-    _, weight_CD, _ = fitted.coefficients()
+    _, weight_CD, _ = fitted.coefficients(fitted.model.keys.index(against))
     effect_CD = weight_CD * np.array([np.std(c.to_numpy()) for c in fitted.features(table).columns])
     return effect_CD, np.argsort(-np.abs(effect_CD).max(axis=0), kind="stable")
 
 
-def _show_effects(fitted: Regression, effect_CD: np.ndarray, order_D: np.ndarray) -> None:
+def _show_effects(fitted: Regression, against: str, effect_CD: np.ndarray, order_D: np.ndarray) -> None:
     """What moves the predictions most, the largest first."""
     import textwrap
 
     names = fitted.model.encoder.feature_names
-    keys = fitted.model.keys[1:][:MOST_CLASSES]
-    against = output.printable(fitted.model.keys[0])
-    head = f"largest effects: log odds against {against} for one standard deviation of a feature:"
+    keys = [key for key in fitted.model.keys if key != against][:MOST_CLASSES]
+    head = f"largest effects: log odds against {output.printable(against)} for one standard deviation of a feature:"
     print(f"\n{textwrap.fill(head, _width())}")
     rows = [[names[j], *(f"{v:+.3f}" for v in effect_CD[: len(keys), j])] for j in order_D[:MOST_FEATURES]]
     output.print_table(["", *keys], rows)
@@ -343,6 +348,7 @@ def _report(
     found: Evaluation,
     alone: Evaluation,
     order_D: np.ndarray,
+    level: dict[str, Any],
 ) -> Report:
     """The report of the estimator, with the measures beside those of the frequencies, and the confusions."""
     from likely.estimators import fit_report
@@ -357,7 +363,7 @@ def _report(
         title=title,
         summary="Measured on the rows that the model was fitted to: rows that it has not seen tell more.",
         sample_weight=fitted.weight_N,
-        reference=model.keys[0],
+        **level,
         texts=_Told(table, list(dict.fromkeys(source[j] for j in order_D))),
     )
     place = [section["heading"] for section in report.sections].index("Measures")

@@ -45,16 +45,18 @@ class Regression:
     weight_N: np.ndarray | None
     group_N: list[Any] | None = None
 
-    def coefficients(self) -> tuple[list[Any], np.ndarray, np.ndarray]:
-        """The log odds of each class against the first, in the units of the columns.
+    def coefficients(self, reference: int = 0) -> tuple[list[Any], np.ndarray, np.ndarray]:
+        """The log odds of each class against one of them, by default the first, in the units of the columns.
 
-        Returns: the C − 1 classes, their coefficients (C − 1, D) in the order of `model.encoder.feature_names`, and
-        their intercepts (C − 1,), as statsmodels' Logit and MNLogit have them.
+        Returns: the other C − 1 classes, their coefficients (C − 1, D) in the order of `model.encoder.feature_names`,
+        and their intercepts (C − 1,), as statsmodels' Logit and MNLogit have them.
         """
-        weight_CD, bias_C = self.estimator.coef_, self.estimator.intercept_
-        if len(bias_C) > 1:
-            weight_CD, bias_C = weight_CD[1:] - weight_CD[0], bias_C[1:] - bias_C[0]
-        return list(self.model.classes[1:]), weight_CD, bias_C
+        theta_CD = np.column_stack([self.estimator.coef_, self.estimator.intercept_])
+        if len(theta_CD) == 1:
+            theta_CD = np.vstack([np.zeros_like(theta_CD), theta_CD])
+        theta_CD = np.delete(theta_CD - theta_CD[reference], reference, axis=0)
+        classes = [one for at, one in enumerate(self.model.classes) if at != reference]
+        return classes, theta_CD[:, :-1], theta_CD[:, -1]
 
     def features(self, data: Any) -> pa.Table:
         """The D features of a table's rows as `estimator` reads them: in the units of the columns, with their names."""
