@@ -271,13 +271,15 @@ def reduced(
     temperature: float,
     total: Any,
     z_loss: float,
+    kernel: str | None = None,
 ) -> Tensor:
     """The rows' losses as torch reduces them; `shape` is that of the losses, whose last P are spread over the heads."""
     require_mean(reduction, total)
     pairs = list(zip(heads, targets, strict=True))
     if reduction == "none":
         require(not z_loss, "z_loss: belongs to a mean or a sum; reduction is 'none'")
-        rows = [_weighted(kernels.run(h, [(t, temperature)], entropy=False).rows[0][0], t.weight) for h, t in pairs]
+        runs = [kernels.run(h, [(t, temperature)], entropy=False, kernel=kernel) for h, t in pairs]
+        rows = [_weighted(run.rows[0][0], target.weight) for run, target in zip(runs, targets)]
         return (rows[0] if len(rows) == 1 else torch.stack(rows, dim=-1)).reshape(tuple(shape))
     counted = [(target.count > 0).double() for target in targets]
     z_total = total
@@ -290,7 +292,8 @@ def reduced(
     for (head, target), counted_N in zip(pairs, counted):
         z_coefficient_N = z_loss * counted_N * shares(None, counted_N, z_total) if z_loss else None
         coefficients = [shares(target.weight, target.count, total)]
-        part = kernels.run(head, [(target, temperature)], coefficients, z_coefficient_N, entropy=False).loss
+        terms = [(target, temperature)]
+        part = kernels.run(head, terms, coefficients, z_coefficient_N, entropy=False, kernel=kernel).loss
         assert part is not None
         loss = part if loss is None else loss + part
     assert loss is not None

@@ -36,8 +36,8 @@ __all__ = [
     "cross_entropy",
     "kl_div",
     "linear_cross_entropy",
-    "nll_loss",
 ]
+__all__ += ["nll_loss"]
 
 
 def cross_entropy(
@@ -54,6 +54,7 @@ def cross_entropy(
     row_weight: Tensor | None = None,
     total: Any = None,
     z_loss: float = 0.0,
+    inplace: bool = False,
 ) -> Tensor:
     """The cross-entropy of logits with labels, with probabilities or with any other target, in nats.
 
@@ -83,6 +84,8 @@ def cross_entropy(
         The denominator of the mean in place of its own, so that parts of a batch add up to the whole.
     z_loss : float
         Adds this times the mean (the sum) of `A(z)²` over the rows that count.
+    inplace : bool
+        Overwrites the logits with their gradient: no memory beside them, and one backward pass.
 
     Raises
     ------
@@ -116,7 +119,8 @@ def cross_entropy(
         own = _torch.lowered(batched.shape, target, soft, weight, ignore_index, label_smoothing, row_weight)
     head = Logits(_torch.as_rows(batched))
     shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-    return _torch.reduced([head], [own], shape, reduction, temperature, total, z_loss)
+    kernel = "inplace" if inplace else None
+    return _torch.reduced([head], [own], shape, reduction, temperature, total, z_loss, kernel)
 
 
 def linear_cross_entropy(

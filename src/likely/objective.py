@@ -101,8 +101,10 @@ def objective(
     z_loss : float
         The weight of the mean squared log-normaliser, at T = 1, over the rows that any term counts (divided by `total`
         where it is given).
-    memory : "minimal", optional
-        For a Linear head: hold a tile of 4 MiB of logits and no more, and compute them twice; four products, not three.
+    memory : "minimal" or "inplace", optional
+        "minimal", for a Linear head: hold a tile of 4 MiB of logits and no more, and compute them twice; four products,
+        not three.  "inplace", for Logits that are no leaf: overwrite them with their gradient, which one backward pass
+        hands on; whatever else saved them raises autograd's error.
     kernel : str, optional
 
     Returns
@@ -128,7 +130,8 @@ def objective(
 
     Source: Hinton, Vinyals and Dean, 2015, section 2 (the factor T²); Chowdhery et al., PaLM, 2022 (the z-loss).
     """
-    require(memory in (None, "minimal"), f"memory: is {memory!r}; it is 'minimal', or None for the fastest")
+    modes = (None, "minimal", "inplace")
+    require(memory in modes, f"memory: is {memory!r}; it is 'minimal', 'inplace', or None for the fastest")
     require(memory is None or kernel in (None, memory), f"memory: {memory!r} is a kernel of its own, not {kernel!r}")
     kernel = kernel if memory is None else memory
     given = [terms] if isinstance(terms, Term | Target) else terms

@@ -98,8 +98,8 @@ def sizes_of(rows: int, classes: int, dtype: torch.dtype = torch.float32, teache
 @pytest.mark.skipif(native.active() == "plain", reason="blocks are of float32 without the compiled row pass")
 def test_bfloat16_has_two_blocks_where_a_sum_over_more_would_take_as_much() -> None:
     def sizes(rows: int, features: int) -> list[int]:
-        head = [torch.empty(size, features, dtype=torch.bfloat16) for size in (rows, 50_000)]
-        return [r.stop - r.start for r in loop.blocks(likely.Linear(*head))]
+        x, weight = (torch.empty(size, features, dtype=torch.bfloat16) for size in (rows, 50_000))
+        return [r.stop - r.start for r in loop.blocks(likely.Linear(x, weight))]
 
     assert sizes(2048, 600) == [1024, 1024]
     assert sizes(2048, 500) == [512] * 4

@@ -2,8 +2,8 @@
 
 A kernel has `refuses(head, terms) -> reason or None`.  A term here is a pair of a Target and a temperature.  `eager` is
 the definition; "chunked", "minimal" and "triton" are three passes over the rows, of one interface, and what `chunked`
-makes of them for autograd.  `run` chooses: the one asked for by name, whose reason is raised when it refuses, or else
-the first of `FASTEST` that serves.
+makes of them for autograd; "inplace" leaves the gradient where the logits were.  `run` chooses: the one asked for by
+name, whose reason is raised when it refuses, or else the first of `FASTEST` that serves.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from likely._checks import require
 from likely.forms import Target
 from likely.heads import Head
-from likely.kernels import chunked, eager, minimal, triton
+from likely.kernels import chunked, eager, inplace, minimal, triton
 from likely.kernels.common import Result, RowScores
 
-KERNELS = ("chunked", "minimal", "triton", "eager")
+KERNELS = ("chunked", "minimal", "inplace", "triton", "eager")
 FASTEST = ("triton", "chunked", "eager")
 """What is tried in turn where no kernel is asked for."""
 
@@ -45,7 +45,7 @@ def run(
         Adds `Σ z_coefficient · A(z)²`, at T = 1.
     entropy : bool
         Whether entropy and KL are wanted beside the cross-entropy.
-    kernel : "chunked", "minimal", "triton" or "eager", optional
+    kernel : "chunked", "minimal", "inplace", "triton" or "eager", optional
 
     Raises
     ------
@@ -59,15 +59,16 @@ def run(
         reason = refuses(kernel, head, terms)
         require(reason is None, f"kernel: {kernel!r} cannot serve: {reason}")
     chosen = kernel or next(name for name in FASTEST if refuses(name, head, terms) is None)
-    if chosen == "eager":
-        return eager.run(head, terms, coefficients, z_coefficient, entropy)
+    if chosen in ("eager", "inplace"):
+        own = eager if chosen == "eager" else inplace
+        return own.run(head, terms, coefficients, z_coefficient, entropy)
     return chunked.run(head, terms, coefficients, z_coefficient, entropy, chosen)
 
 
 def refuses(kernel: str, head: Head, terms: Sequence[tuple[Target, float]]) -> str | None:
     """Why this kernel cannot serve, or None."""
-    if kernel == "eager":
-        return eager.refuses(head, terms)
+    if kernel in ("eager", "inplace"):
+        return (eager if kernel == "eager" else inplace).refuses(head, terms)
     own = {"minimal": minimal, "triton": triton}
     reason = own[kernel].refuses(head, terms) if kernel in own else None
     return reason if reason is not None else chunked.refuses(head, terms)
