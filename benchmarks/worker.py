@@ -61,6 +61,9 @@ class Worker:
         self.outcome = None
         for leaf in self.leaves:
             leaf.grad = None
+        refill = getattr(self.call, "refill", None)
+        if refill is not None:
+            refill()
 
     def run(self) -> float:
         self.drop()

@@ -97,6 +97,10 @@ def test_who_takes_part_solves_the_same_problem_with_new_gradients(case: Case, t
         assert max(found.values()) < ERRORS[case.dtype], (contestant.name, found)
         for leaf in problem.leaves:
             leaf.grad = None
+        if (refill := getattr(call, "refill", None)) is not None:  # works in memory that it was lent
+            refill()
+            assert reference.errors(case, *call(), tmp_path) == found
+            continue
         _, again = call()
         assert {g.data_ptr() for g in again}.isdisjoint({g.data_ptr() for g in gradients}), contestant.name
 
