@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,10 +21,11 @@ from likely._checks import require, require_rows
 from likely._files import new_file
 from likely.evaluation import _images
 from likely.evaluation._rows import checked
-from likely.evaluation.calibration import reliability
+from likely.evaluation.calibration import Reliability, reliability
 from likely.evaluation.estimate import Evaluation
 from likely.measures import Estimate, surprisal
 
+FIGURES = re.compile(r"(?=.*(\d|–|unknown))([-+−±\d.,∞%()\[\] –]|unknown|interval )+")
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn as a heat map
 
 
@@ -103,14 +105,19 @@ class Report:
         train = any(curve.get("train") is not None for curve in curves.values())
         return self._add("curves", heading, panels=panels, note=note, train=train)
 
-    def reliability(self, heading: str, predictions: Mapping[str, tuple[Any, Any]], note: str = "") -> Report:
+    def reliability(
+        self, heading: str, predictions: Mapping[str, tuple[Any, Any] | Reliability], note: str = ""
+    ) -> Report:
         """A reliability diagram for each model: name → (probabilities (N, C), labels (N,) or distributions (N, C)).
+
+        What `likely.evaluation.reliability` has computed already is taken as it is.
 
         Raises: as `likely.evaluation.reliability`.
         """
         from likely.evaluation import figures
 
-        panels = [figures.reliability(name, reliability(q, target)) for name, (q, target) in predictions.items()]
+        known = {name: p if isinstance(p, Reliability) else reliability(*p) for name, p in predictions.items()}
+        panels = [figures.reliability(name, found) for name, found in known.items()]
         return self._add("reliability", heading, panels=panels, note=note)
 
     def confusion(
@@ -170,7 +177,9 @@ class Report:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        environment.filters.update(show=show, short=short, is_number=is_number, interval=interval, trusted=Markup)
+        environment.filters.update(
+            show=show, short=short, is_number=is_number, in_figures=in_figures, interval=interval, trusted=Markup
+        )
         drawn = any("panels" in section for section in self.sections)
         return environment.get_template("report.html").render(
             report=self,
@@ -253,6 +262,15 @@ def evaluation_report(
 def is_number(cell: Any) -> bool:
     """Whether a cell is aligned to the right."""
     return isinstance(cell, (Real, Estimate)) and not isinstance(cell, bool)
+
+
+def in_figures(cell: Any) -> bool:
+    """Whether a cell is a number, or a text of nothing but numbers and their signs: `14.3 ± 1.0`, `[−0.1, +0.2]`.
+
+    >>> [in_figures(cell) for cell in (0.5, "14.3 ± 1.0", "−0.1 [−0.2, +0.0]", "0.4 ± unknown", "better", "")]
+    [True, True, True, True, False, False]
+    """
+    return is_number(cell) or (isinstance(cell, str) and FIGURES.fullmatch(cell) is not None)
 
 
 def show(cell: Any) -> str:
