@@ -13,6 +13,7 @@ BENCHMARKS = {
     "head": "a linear layer and its loss: time, memory and error against torch, torch.compile, Liger and optax",
     "losses": "losses on given logits: cross-entropy, probabilities, teacher logits, binary",
     "estimators": "logistic and softmax regression: time to a suboptimality, and memory, against scikit-learn",
+    "distill": "language models: the cost of a teacher's record, and of a step from a record or a live teacher",
 }
 
 
