@@ -1,4 +1,4 @@
-"""The command line: `likely fit | predict | evaluate | distill`.
+"""The command line: `likely fit | predict | evaluate | capture | distill | check`.
 
 Each command is a thin layer over the library. Nothing heavy is imported before a command runs, so that `--help` is
 quick.
@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from likely.cli.capture import capture
+from likely.cli.check import check
 from likely.cli.distill import distill
 from likely.cli.evaluate import evaluate
 from likely.cli.fit import fit
@@ -27,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (fit, predict, evaluate, distill):
+for command in (fit, predict, evaluate, capture, distill, check):
     app.command()(command)
 
 

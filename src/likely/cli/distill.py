@@ -1,29 +1,41 @@
-"""`likely distill`: students of a teacher, compared with students of the labels alone."""
+"""`likely distill`: students of a teacher, compared with students of the labels alone, for tables and for networks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from likely.cli import output
+from likely.cli.distill_networks import distill_networks, settings_of, with_options
 from likely.cli.output import Categorical, Features, Impute, Json, Overwrite, Seed
 
 if TYPE_CHECKING:
     from likely.training.distill import Distilled
 
 
+OF_BOTH = ("data", "target", "teacher", "temperature", "out", "seed")
+OF_TABLES = ("features", "categorical", "impute", "leave_out", "splits", "labelled", "hidden", "smoothing")
+
+
+@with_options
 def distill(
+    context: typer.Context,
     data: Annotated[
-        Path | None, typer.Argument(help="A table. Without one, the handwritten digits that ship with scikit-learn.")
+        Path | None,
+        typer.Argument(
+            help="A table, or with --student texts, files or pictures. Without one, the handwritten digits that ship "
+            "with scikit-learn."
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option("--target", "-t", help="The column of labels.")] = None,
     teacher: Annotated[
         str,
         typer.Option(
             metavar="COLUMNS|FILE|builtin",
-            help="Columns of probabilities ('p_*'), a .npy or .npz of logits or probabilities, or a bag trained here.",
+            help="Columns of probabilities ('p_*'), a .npy or .npz of logits or probabilities, or a bag trained here. "
+            "With --student a record, a folder of transformers, an .onnx file, or package.module:function.",
         ),
     ] = "builtin",
     features: Features = None,
@@ -33,7 +45,12 @@ def distill(
     splits: Annotated[int, typer.Option(min=2, help="How many times to hold out a part of the rows.")] = 8,
     labelled: Annotated[int, typer.Option(min=1, help="How many rows the students see.")] = 100,
     hidden: Annotated[int, typer.Option(min=1, help="Hidden units of a network.")] = 32,
-    temperature: Annotated[float, typer.Option(help="The T that softens teacher and student alike.")] = 4.0,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            help="The T that softens teacher and student alike.", show_default="4; with --student the record's, or 1"
+        ),
+    ] = 4.0,
     smoothing: Annotated[float, typer.Option(help="The share of the uniform distribution in smoothed labels.")] = 0.1,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The folder for the models, the metrics and the report.")
@@ -41,6 +58,10 @@ def distill(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     as_json: Json = False,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file of the options below and --student; the command line wins.")
+    ] = None,
+    **options: Any,
 ) -> None:
     """Distil a teacher into small students, and compare them.
 
@@ -50,13 +71,33 @@ def distill(
     agreement, calibration. Numbers are standardised; of missing values and categories see `likely fit --help`. The
     student is written as a model to OUT/student, and its predictions as a table.
 
+    With --student (or --config) the student is a network: of a folder of transformers, linear, mlp:H or a Python entry.
+    It is trained on the labels and on the teacher, which runs beside it or was recorded by `likely capture`; a student
+    of the labels alone is tuned by as much; all are measured on documents held out. SIGTERM and Ctrl-C save, and the
+    same command goes on. OUT/student is written in the student's own format.
+
     \b
     Example:
       likely distill
       likely distill train.csv --target species --teacher 'p_*' --out run
+      likely distill corpus.jsonl --teacher models/large --student models/small --epochs 3 --out run
+      likely distill --config run.yaml
       likely predict run/student test.csv --out predictions.csv
       likely evaluate predictions.csv
     """
+    given = {name for name in context.params if _was_given(context, name)}
+    if config is not None or options["student"] is not None:
+        for name in OF_TABLES:
+            if name in given:
+                raise ValueError(f"--{name.replace('_', '-')}: belongs to tables; a network has none (leave it out)")
+        both = {name: context.params[name] for name in OF_BOTH if name in given}
+        both |= {name: str(both[name]) for name in ("data", "out") if name in both}
+        distill_networks(settings_of(config, {**options, **both}), overwrite=overwrite, as_json=as_json)
+        return
+    for name in options:
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')}: belongs to networks; name the student (--student)")
+
     from likely.training.distill import run
 
     if data is not None:
@@ -86,6 +127,11 @@ def distill(
         output.print_json({**done.metrics, "out": out})
     else:
         _show(done, out)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _show(done: Distilled, out: Path) -> None:
