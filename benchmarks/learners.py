@@ -177,7 +177,7 @@ def recorded(keep: str) -> Callable[[Size, Path], Made]:
     def build(size: Size, folder: Path) -> Made:
         path = folder / "record"
         capture(network(size), examples(size), keep, path, temperature=TEMPERATURE, batch_size=size.batch)
-        tail = "bucket" if keep.startswith("top") else None
+        tail = {"top:12": "uniform", "top:12+tail": "bucket"}.get(keep)
         return trained(size, folder, record=Record.open(path), tail=tail, hard_weight=0.0, soft_weight=1.0)
 
     return build

@@ -181,7 +181,7 @@ def by_type(measured: Mapping[str, Measured], most: int = 30) -> tuple[list[str]
 
 def run(out: Path, small: bool = False) -> Comparison:
     """The whole demonstration: its tables on the terminal, its report and its runs in a folder."""
-    examples = files(SMALL_SOURCES, 400) if small else files()
+    examples = files(SMALL_SOURCES, 300) if small else files()
     live = teacher()
     record = capture(live, examples, "dense", out / "record", batch_size=32)
     examples = decided(examples, record)
@@ -196,7 +196,7 @@ def run(out: Path, small: bool = False) -> Comparison:
                     soft_weight=float(name == SOFT),
                     learning_rate=2e-3,
                     weight_decay=decay,
-                    epochs=10 if small else 15,
+                    epochs=8 if small else 15,
                     seed=seed,
                 )
                 for decay in ((0.1,) if small else (0.1, 1.0))

@@ -67,7 +67,7 @@ SMALL = Setting(
     seeds=(0,),
     learnt=(60, 300),
     tested=(30, 150),
-    training={"learning_rate": 1e-2, "batch_size": 8, "epochs": 8},
+    training={"learning_rate": 1e-2, "batch_size": 8, "epochs": 6},
 )
 
 

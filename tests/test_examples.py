@@ -165,6 +165,6 @@ def test_language_model(fetched: None, tmp_path: Path) -> None:
     excess = {name: of["kl"] for name, of in found.differences.items()}
     top, tail, samples, hybrid = (excess[name] for name in language_model.SMALL.keep)
     assert min(top.low, tail.low) > max(samples.high, hybrid.high) > 0  # truncation is biased, draws are not
-    worse = found.differences["top:4"]["calibration_error"]
-    assert worse.low > 0
+    error = {name: of["calibration_error"].mean for name, of in found.values.items()}
+    assert error["top:4"] > max(error[name] for name in language_model.SMALL.keep[2:])
     assert (tmp_path / "out" / "report.html").is_file()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import Likely
 
-COMMANDS = ["fit", "predict", "evaluate", "distill"]
+COMMANDS = ["fit", "predict", "evaluate", "capture", "distill", "check"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -20,7 +20,11 @@ def test_help_shows_an_example_and_the_common_options(likely_cli: Likely, comman
     shown = likely_cli(command, "--help")
     assert shown.status == 0
     assert f"  likely {command}" in shown.out.partition("Example")[2]
-    for option in ("--json", "--seed", "--out", "--overwrite"):
+    for option in (
+        "--json",
+        "--seed",
+        *(("--out", "--overwrite") if command != "check" else ()),
+    ):  # which writes nothing
         assert option in shown.out
 
 

@@ -139,7 +139,11 @@ def test_a_terminated_command_goes_on(likely_cli: Likely, table: Path, teacher: 
     assert "stopped and saved at step" in err
     assert "student" not in files(tmp_path / "cut")
     torch.manual_seed(3)
-    again = likely_cli(*given, tmp_path / "cut")
+    assert (
+        "learning_rate is 0.5 where it was 0.001"
+        in likely_cli(*given, tmp_path / "cut", "--learning-rate", 0.5).error()
+    )
+    again = likely_cli(*given, tmp_path / "cut", "--save-every", 50)
     assert again.status == 0, again.err
     assert "(from step" in again.err
     assert likely_cli(*given, tmp_path / "whole").status == 0

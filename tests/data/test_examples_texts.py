@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from likely.data.examples import IGNORED, Examples
 from likely.data.loading import load_examples
@@ -107,6 +108,22 @@ def test_a_token_before_the_text_makes_the_bytes_whole(tokenizer: Any) -> None:
     assert tokenizer_hash(own) != tokenizer_hash(tokenizer)
 
 
+def test_what_no_token_covers_counts_for_its_neighbour_and_special_tokens_for_nothing() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    made = Tokenizer(models.WordLevel({"[U]": 0, "[S]": 1, "[E]": 2, "é": 3, "b": 4}, unk_token="[U]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[S] $A [E] [E]", special_tokens=[("[S]", 1), ("[E]", 2)]
+    )
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+    for text, sizes in ((" é  b", [0, 3, 3, 0, 0]), ("b é \n", [0, 1, 3, 0, 2])):
+        (one,) = documents([text], own)
+        assert one.bytes is not None
+        assert one.bytes.tolist() == sizes
+        assert sum(sizes) == len(text.encode())
+
+
 def test_empty_documents_are_left_out_counted_and_said(tokenizer: Any) -> None:
     with pytest.warns(UserWarning, match="2 documents hold no token to predict and are left out: text 0, text 2"):
         examples = Tokens.of(documents(["", "the cat", "x"], tokenizer))
@@ -151,6 +168,9 @@ def test_of_a_prompt_and_its_completion_the_completion_and_its_end_are_learnt(to
     assert one.labels.tolist() == [IGNORED] * len(prompt) + [*whole[len(prompt) :], tokenizer.eos_token_id]
     assert one.bytes is not None
     assert one.bytes[one.labels != IGNORED].sum() == len("sat")
+    assert Tokens.of([one]).byte_counts == [len("sat")]
+    short = tuning_document({"prompt": "the cat ", "completion": "z"}, tokenizer, "row 0")
+    assert tokenizer.decode(short.ids[short.labels != IGNORED]) == "z<end>"
 
 
 def test_a_token_across_the_border_is_learnt(tokenizer: Any) -> None:

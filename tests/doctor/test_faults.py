@@ -21,6 +21,10 @@ def no_clamp(rows: Tensor, labels: Tensor, total: int | None) -> Tensor:
     return rows.sum() / (rows.shape[0] if total is None else total)
 
 
+def divided_twice(rows: Tensor, labels: Tensor, total: int | None) -> Tensor:
+    return losses.by_total(rows, labels, None) / (1 if total is None else total)
+
+
 def constant_zero(rows: Tensor, labels: Tensor, total: int | None) -> Tensor:
     return losses.by_total(rows, labels, total) if rows.shape[0] else torch.tensor(0.0)
 
@@ -68,6 +72,7 @@ FAULTS: list[tuple[str, Loss, set[str]]] = [
     ("teacher one later", recipe(choose=losses.later_teacher), {"shift", "zero", "fixed_point"}),
     ("mean of means", without_total(recipe()), {"micro_batches"}),
     ("total unused", recipe(divide=lambda rows, y, _: losses.by_total(rows, y, None)), {"micro_batches"}),
+    ("divided twice", recipe(divide=divided_twice), {"micro_batches"}),
     ("top-k renormalised", recipe(divergence=partial(losses.top_k, renormalise=True)), {"zero", "fixed_point"}),
     ("top-k as it is", recipe(divergence=partial(losses.top_k, renormalise=False)), {"fixed_point", "non_negative"}),
     ("NaN of nothing", without_total(recipe(divide=no_clamp)), {"micro_batches", "all_masked"}),

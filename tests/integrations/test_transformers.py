@@ -192,6 +192,17 @@ def test_layouts_of_fine_tuning_data(layout: str, collator: str, tmp_path: Path)
     same(found, gradients(student, wanted))
 
 
+def test_a_collator_that_would_have_prompts_learnt_is_refused(tmp_path: Path) -> None:
+    def copies(examples: Any) -> dict[str, Tensor]:
+        ids = torch.tensor([example["input_ids"][:2] for example in examples])
+        return {"input_ids": ids, "labels": ids.clone()}
+
+    rows = [{"input_ids": [1, 2], "completion_mask": [0, 1]}] * 4
+    one = trainer(llama(), tmp_path, rows, hard_weight=1, soft_weight=0, data_collator=copies)
+    with pytest.raises(ValueError, match="makes 8 labels of the 4 that the examples have"):
+        one.train()
+
+
 def test_examples_with_nothing_to_learn_add_nothing(tmp_path: Path) -> None:
     student, teacher = llama(), llama(seed=1)
     given: dict[str, Any] = {"teacher": teacher, "hard_weight": 0.5, "soft_weight": 0.5, "temperature": T}

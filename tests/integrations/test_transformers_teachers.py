@@ -130,6 +130,19 @@ def test_a_record_gives_one_step_however_it_is_cut_and_shuffled(
         assert whole["teacher_entropy"] == pytest.approx(float(exact), rel=1e-5)
 
 
+def test_examples_one_after_another_without_padding(tmp_path: Path) -> None:
+    def flat(examples: Any) -> dict[str, torch.Tensor]:
+        """As TRL's collator has them with `padding_free`."""
+        places = torch.cat([torch.arange(len(e["input_ids"])) for e in examples])[None]
+        ids, labels = (torch.tensor([[x for e in examples for x in e[name]]]) for name in ("input_ids", "labels"))
+        return {"input_ids": ids, "labels": torch.where(places == 0, -100, labels), "position_ids": places}
+
+    student, record = llama(), recorded(llama(24, seed=1), "samples:9", tmp_path / "record")
+    given: dict[str, Any] = {"record": record, "hard_weight": 0.5, "soft_weight": 0.5, "temperature": T}
+    _, wanted = stepped(student, tmp_path, **given)
+    same(stepped(student, tmp_path, data_collator=flat, **given)[1], wanted, 1e-9)
+
+
 def test_evaluation_takes_a_record_of_its_own_or_the_labels_alone(tmp_path: Path) -> None:
     student, teacher = llama(), llama(24, seed=1)
     record = recorded(teacher, "dense", tmp_path / "record")

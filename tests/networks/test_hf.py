@@ -19,6 +19,7 @@ from likely.heads import Linear
 from likely.networks import Network
 from likely.networks.hf import HuggingFace, Reader
 from likely.networks.load import load_network
+from likely.networks.pretrained import own_tokenizer
 from tests.networks import tiny
 
 CAUSAL: dict[str, dict[str, Any]] = {
@@ -169,8 +170,8 @@ def test_tokens_of_another_tokenizer_or_vocabulary_and_long_stretches_are_refuse
     long = stretches([5, 70])
     with pytest.raises(ValueError, match=r"text 1, tokens 0–69: has 70 tokens, and m reads 64; .*--max-length"):
         load_network(folder, examples=long)
-    with pytest.raises(ValueError, match="has 70 tokens, and m reads 64"):
-        load_network(folder).head(long.batch([1]))
+    with pytest.raises(ValueError, match=f"example {len(long) - 1}: has 70 tokens, and m reads 64"):
+        load_network(folder).head(long.batch([0, len(long) - 1]))
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -264,6 +265,15 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     model = transformers.BertModel(tiny.text_classifier().config)
     with pytest.raises(ValueError, match="names BertModel; a network is a causal language model, or a classifier"):
         load_network(tiny.saved(tmp_path / "m", model))
+
+
+def test_only_a_language_models_texts_are_read_with_its_tokenizer(tmp_path: Path) -> None:
+    own = tiny.tokenizer()
+    model = str(tiny.saved(tmp_path / "model", tiny.causal(), own))
+    classifier = str(tiny.saved(tmp_path / "classifier", tiny.text_classifier(), own))
+    bare = str(tiny.saved(tmp_path / "bare", tiny.causal()))
+    assert own_tokenizer(None, "linear", classifier, bare, model) == model
+    assert own_tokenizer(classifier, bare, str(tmp_path)) is None
 
 
 def test_what_is_loaded_is_a_network_and_examples(tmp_path: Path) -> None:

@@ -212,6 +212,11 @@ class Own:
 def network(examples):
     return Own()
 
+def busy(examples):
+    own = Own()
+    own.module = Double().train()
+    return own
+
 def wrong(examples):
     return 3
 """
@@ -241,6 +246,9 @@ def test_an_entry_gives_a_module_or_a_network(entries: str, tmp_path: Path) -> N
     assert same.identity == network.identity
     assert same.module is not None
     assert all(p.requires_grad for p in same.module.parameters())
+    busy = load_network(f"{entries}:busy", examples=examples)
+    assert busy.module is not None
+    assert not busy.module.training
     assert load_network(f"{entries}:network", examples=examples).head(examples.batch([0])).classes == 3
     assert load_network(f"{entries}:module", examples=examples.subset([0])).classes == CLASSES
     (tmp_path / "out").mkdir()

@@ -239,11 +239,11 @@ def test_distillkit_leaves_out_what_is_masked_padded_or_of_the_next_packed_examp
     (token, log_p_LC), *_ = text([9])
     labels = token.copy()
     labels[3] = IGNORED
-    segment = [1, 1, 1, 1, 1, 2, 2, 2, 0]  # token 5 begins another example, token 8 is padding
+    segment = [1, 1, 1, 1, 1, 2, 2, 0, 0]  # token 5 begins another example, tokens 7 and 8 are padding
     columns: Any = {"labels": [labels.tolist()], "attention_mask": [segment]}
     path = write_distillkit(tmp_path / "capture", EXACT, [(token, log_p_LC)], **columns)
     done = imported(path, tmp_path / "out", format="distillkit")
-    due = [1, 2, 4, 6, 7]
+    due = [1, 2, 4, 6]
     require_same(done.record, 0, log_p_LC[due])
     expected = [token[at] if at in due else IGNORED for at in range(9)]
     assert pq.read_table(done.data)["labels"].to_pylist() == [expected]
@@ -287,6 +287,18 @@ def test_axolotl_masked_prompts_have_no_rows(tmp_path: Path) -> None:
     assert done.record.row_counts.tolist() == [8, 3, 26]
     require_same(done.record, 2, text()[3][1][4:])
     assert "1 of 4 examples have no target and are left out" in done.notes
+
+
+def test_axolotl_masked_entries_are_no_targets_whatever_they_say(tmp_path: Path) -> None:
+    rows = prepare(text(), 1)
+    for row in rows:
+        del row["labels"]
+    rows[0]["target_mask"][3] = [0] * K
+    rows[3]["target_mask"][2][K - 1] = 0
+    done = imported(write_parquet(tmp_path / "rows.parquet", rows), tmp_path / "out")
+    assert done.record.row_counts.tolist() == [10, 6, 1, 29]
+    require_same(done.record, 0, text()[0][1][[1, 2, 3, *range(5, 12)]], K - 1)
+    assert f"rows hold {K - 1} to {K} classes" in " ".join(done.notes)
 
 
 def served(examples: Any, entry: Any, begin: int) -> list[dict[str, Any]]:

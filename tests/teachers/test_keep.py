@@ -172,6 +172,7 @@ def test_rows_depend_on_nothing_but_their_logits_and_their_number(C: int, monkey
             for at in range(0, N, 17)
         ]
         assert same(rows, Rows.join(parts)), text
+        assert same(rows, keep_rows(Logits(z_NC), Keep.parse(text), temperature=9.0, seed=4)), text
 
 
 def test_a_seed_is_a_stream_of_its_own() -> None:

@@ -25,8 +25,14 @@ C = 12
 
 
 def manifest(text: str = "hybrid:3+5", **changes: Any) -> Manifest:
-    own: dict[str, Any] = {"temperature": 2.0, "data": "d" * 64, "seed": 3, "rounding": Keep.parse(text).rounding()}
-    return Manifest(Keep.parse(text), C, Identity("entry", "m:f", "a" * 64), **{**own, **changes})
+    own: dict[str, Any] = {
+        "teacher": Identity("entry", "m:f", "a" * 64),
+        "temperature": 2.0,
+        "data": "d" * 64,
+        "seed": 3,
+        "rounding": Keep.parse(text).rounding(),
+    }
+    return Manifest(**{"keep": Keep.parse(text), "classes": C, **own, **changes})
 
 
 def rows(text: str, number: int = 10, first: int = 0) -> Rows:

@@ -129,6 +129,34 @@ def test_the_teacher_is_in_eval_mode_and_untouched(tmp_path: Path) -> None:
     assert all(p.grad is None for p in teacher.module.parameters())
 
 
+def test_dropout_is_for_training_alone(tmp_path: Path) -> None:
+    """The first loss is not that of the student at rest; what is measured is, after the last step too."""
+    data, student = Rows(ignored=0.0), Toy(seed=1, dropout=0.5)
+
+    def at_rest(indices: Any) -> float:
+        batch = data.batch(indices)
+        logits = student.head(batch).logits().detach()
+        return float(torch.nn.functional.cross_entropy(logits, batch.labels))
+
+    before = at_rest(indices_of(1, len(data), 8, seed=0)[1])
+    trained = run(student, data, tmp_path, validation=data, micro_batch=2)
+    assert abs(trained.metrics()[0]["loss"] - before) > 1e-3
+    assert trained.validation == pytest.approx({"hard_cross_entropy": at_rest(range(len(data)))}, abs=1e-12)
+
+
+def test_no_more_than_a_micro_batch_is_held(tmp_path: Path) -> None:
+    student, seen = Toy(seed=1), []
+    head = student.head
+
+    def counted(batch: Any) -> Any:
+        seen.append(len(batch.inputs["features"]))
+        return head(batch)
+
+    student.head = counted  # type: ignore[method-assign]
+    run(student, Rows(ignored=0.0), tmp_path, epochs=1, micro_batch=3, validation=Rows())
+    assert max(seen) == 3
+
+
 def test_masked_labels_contribute_nothing(tmp_path: Path) -> None:
     """A step in which nothing counts leaves the student as it is; a micro-batch of them is as if it were not there."""
     data = Rows(ignored=1.0)
@@ -136,7 +164,8 @@ def test_masked_labels_contribute_nothing(tmp_path: Path) -> None:
     before = weights(student)
     lines = run(student, data, tmp_path / "all").metrics()
     assert equal(before, weights(student))
-    assert all(line["loss"] == 0 and line["labelled_rows"] == 0 and "hard_cross_entropy" not in line for line in lines)
+    assert all(line["loss"] == 0 and line["labelled_rows"] == 0 for line in lines)
+    assert not any("hard_cross_entropy" in line or "gradient_norm" in line for line in lines)
     some = Rows(ignored=0.0, E=8)
     for y in some.y[2:]:
         y[:] = IGNORED

@@ -31,7 +31,9 @@ def sections(page: Any) -> dict[str, Any]:
 def test_everything_that_is_known_has_its_section(measured: dict[str, Measured]) -> None:
     comparison = compare(measured, reference="labels only")
     curve = {"step": [1, 2], "cross_entropy": [1.0, 0.8], "entropy": [0.5, 0.5]}
-    page = report(comparison, {"student": curve}, about={"learning rate": 0.1, "teacher": "toy", "resumed": False})
+    page = report(
+        comparison, {"student": curve}, about={"learning rate": 0.1, "teacher": "toy", "resumed": False, "tail": None}
+    )
     found = sections(page)
     assert list(found) == [
         "What may be said",
@@ -46,7 +48,7 @@ def test_everything_that_is_known_has_its_section(measured: dict[str, Measured])
     assert page.summary.replace("\u00a0", " ") == comparison.sentences()[0]
     assert found["Against the teacher"]["columns"] == ["", "CE to teacher", "= entropy", "+ KL", "agreement %"]
     assert found["On labels"]["columns"] == ["", "NLL", "perplexity", "bits/byte", "error %", "calibration error %"]
-    assert found["What was done"]["rows"] == [["learning rate", 0.1], ["teacher", "toy"], ["resumed", "False"]]
+    assert found["What was done"]["rows"] == [["learning rate", "0.1"], ["teacher", "toy"], ["resumed", "False"]]
     assert "30 documents" in found["On labels"]["note"]
     said = " ".join(found["What may be said"]["paragraphs"]).replace("\u00a0", " ")
     assert all(sentence in said for sentence in comparison.sentences())

@@ -25,7 +25,7 @@ from likely.evaluation.calibration import Reliability, reliability
 from likely.evaluation.estimate import Evaluation
 from likely.measures import Estimate, surprisal
 
-FIGURES = re.compile(r"(?=.*(\d|–|unknown))([-+−±\d.,∞%()\[\] –]|unknown|interval )+")
+FIGURES = re.compile(r"([-+−±\d.,∞%()\[\] –]|unknown|interval )*")
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn as a heat map
 
 
@@ -264,13 +264,17 @@ def is_number(cell: Any) -> bool:
     return isinstance(cell, (Real, Estimate)) and not isinstance(cell, bool)
 
 
-def in_figures(cell: Any) -> bool:
-    """Whether a cell is a number, or a text of nothing but numbers and their signs: `14.3 ± 1.0`, `[−0.1, +0.2]`.
+def in_figures(rows: Sequence[Sequence[Any]]) -> list[bool]:
+    """Which columns hold nothing but numbers, and texts of numbers and their signs: `14.3 ± 1.0`, `[−0.1, +0.2]`.
 
-    >>> [in_figures(cell) for cell in (0.5, "14.3 ± 1.0", "−0.1 [−0.2, +0.0]", "0.4 ± unknown", "better", "")]
-    [True, True, True, True, False, False]
+    >>> in_figures([["a", 0.5, "14.3 ± 1.0", "[−0.2, +0.1]", "7"], ["b", 2, "0.4 ± unknown", "", "seven"]])
+    [False, True, True, True, False]
     """
-    return is_number(cell) or (isinstance(cell, str) and FIGURES.fullmatch(cell) is not None)
+
+    def is_figure(cell: Any) -> bool:
+        return is_number(cell) or cell is None or (isinstance(cell, str) and FIGURES.fullmatch(cell) is not None)
+
+    return [all(map(is_figure, column)) for column in zip(*rows)]
 
 
 def show(cell: Any) -> str:

@@ -208,12 +208,11 @@ class HuggingFace:
         if self.max_length is None or length <= self.max_length:
             return
         cure = "cut it shorter (--max-length)" if self.task == "tokens" else "let it be cut (--truncate)"
-        if batch.rows is None:
-            longest = int(inputs["attention_mask"].sum(dim=1).argmax())
-            which = f"example {int(batch.example[longest])}"
-        else:
-            which = "an example"
-        raise ValueError(f"{which}: has {length} tokens, and {self.name} reads {self.max_length}; {cure}")
+        place = int(inputs["attention_mask"].sum(dim=1).argmax())
+        example = batch.example[place] if batch.rows is None else batch.example[batch.rows // length == place][0]
+        raise ValueError(
+            f"example {int(example)}: has {length} tokens, and {self.name} reads {self.max_length}; {cure}"
+        )
 
     def _tokens(self, texts: list[str]) -> Mapping[str, Any]:
         return self.tokenizer(
@@ -239,7 +238,8 @@ class HuggingFace:
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, `config.json` and the tokenizer's files."""
-        self.module.save_pretrained(folder)
+        with quiet():
+            self.module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if self.pictures:
@@ -259,3 +259,19 @@ def _longest(config: Any, tokenizer: Any) -> int | None:
     limits = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
     known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]
     return min(known, default=None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and the reports of `transformers`, whose findings are said here, or are errors."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

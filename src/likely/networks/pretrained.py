@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from safetensors import SafetensorError
 from likely._checks import require
 from likely.data.examples import Examples, name_of
 from likely.data.texts import Tokens, load_tokenizer, tokenizer_hash
-from likely.networks.hf import HuggingFace, is_causal
+from likely.networks.hf import HuggingFace, is_causal, quiet
 
 TASKS = {
     "tokens": "AutoModelForCausalLM",
@@ -90,6 +88,31 @@ def hugging_face(
     return network
 
 
+def own_tokenizer(*names: str | None) -> str | None:
+    """The first of these networks that is a causal language model with a tokenizer: what its texts are read with.
+
+    A classifier reads texts by itself and is passed over, and so is what is no model of `transformers`.
+
+    >>> own_tokenizer(None, "linear") is None
+    True
+    """
+    for name in names:
+        if name is None or not Path(name).exists():
+            continue
+        path = Path(name)
+        if path.suffix == ".gguf":
+            return name
+        if not (path / "config.json").is_file() or not _has_tokenizer(path):
+            continue
+        try:
+            own = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures")
+        except (ValueError, AttributeError):
+            continue  # which is said when it is loaded
+        if not own or is_causal(set(own)):
+            return name
+    return None
+
+
 def _config(path: Path, folder: Path, gguf: str | None) -> Any:
     from transformers import AutoConfig
 
@@ -133,7 +156,7 @@ def _weights(maker: Any, folder: Path, gguf: str | None, config: Any, dtype: Any
     """
     more = {"gguf_file": gguf} if gguf else {"use_safetensors": True, "config": config}
     try:
-        with _quiet():
+        with quiet():
             module, found = maker.from_pretrained(
                 str(folder),
                 dtype=dtype or "auto",
@@ -161,27 +184,13 @@ def _weights(maker: Any, folder: Path, gguf: str | None, config: Any, dtype: Any
     return module
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and the reports of `transformers`, whose findings are said here, or are errors."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+def _has_tokenizer(folder: Path) -> bool:
+    kinds = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+    return any((folder / kind).is_file() for kind in kinds)
 
 
 def _tokenizer(source: Path) -> Any:
-    kinds = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
-    if source.is_dir() and not any((source / kind).is_file() for kind in kinds):
-        return None
-    return load_tokenizer(source)
+    return load_tokenizer(source) if source.is_file() or _has_tokenizer(source) else None
 
 
 def _pad(tokenizer: Any, module: Any, folder: Path) -> None:

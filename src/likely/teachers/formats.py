@@ -67,7 +67,7 @@ class Taught:
             raise ValueError(f"{where}: the target of token {at} holds NaN or an infinite number")
         by_class = np.lexsort((ids, target))
         twice = (np.diff(ids[by_class]) == 0) & (np.diff(target[by_class]) == 0)
-        if False:
+        if twice.any():
             entry = by_class[int(twice.argmax())]
             raise ValueError(f"{where}: the target of token {position[target[entry]]} holds class {ids[entry]} twice")
         order = np.lexsort((-logprobs, target))

@@ -73,6 +73,7 @@ class Inspection:
         """Names and values of what the manifest says."""
         own, keep = self.manifest, self.manifest.keep
         names = None if isinstance(own.classes, int) else ", ".join(own.classes[:4]) + ", …" * (own.number > 4)
+        shards = "1 shard" if len(own.shards) == 1 else f"{len(own.shards):,} shards"
         named = " without names" if names is None else f": {names}"
         return [
             ("kind", f"{keep}, its gradient is {keep.gradient}"),
@@ -82,8 +83,8 @@ class Inspection:
             ("data", f"{own.examples:,} examples, {_hash(own.data, 'not said which')}"),
             ("tokenizer", _hash(own.tokenizer, "none")),
             ("rows", f"{own.rows:,}, {self.entries:.4g} classes stored of each"),
-            ("size", f"{readable(self.bytes)} in {len(own.shards):,} shards, {self.bytes / own.rows:.4g} bytes a row"),
-            ("checksums", f"all {len(own.shards):,} shards are whole"),
+            ("size", f"{readable(self.bytes)} in {shards}, {self.bytes / own.rows:.4g} bytes a row"),
+            ("checksums", "the shard is whole" if len(own.shards) == 1 else f"all {shards} are whole"),
         ]
 
     columns = ("", "mean", *(f"{q:.0%}" for q in QUANTILES))

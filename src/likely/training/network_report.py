@@ -93,7 +93,11 @@ def report(
         what = "The divergence is of the teacher's distribution from the network's, in nats"
         page.table(f"Rows where {name} is furthest from the teacher", columns, rows, f"{what}.")
     if about:
-        page.table("What was done", ["setting", "value"], [[key, _text(value)] for key, value in about.items()])
+        page.table(
+            "What was done",
+            ["setting", "value"],
+            [[key, _text(value)] for key, value in about.items() if value is not None],
+        )
     return page
 
 
@@ -181,5 +185,5 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _text(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

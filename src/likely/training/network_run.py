@@ -22,7 +22,7 @@ from likely.teachers.manifest import MANIFEST
 from likely.teachers.record import Record
 from likely.training import checkpoints
 from likely.training.goal import Goal
-from likely.training.loop import Trained, train
+from likely.training.loop import FREE, Trained, train
 from likely.training.parts import RecordPart, split
 from likely.training.settings import Run, Settings, difference, read_yaml
 
@@ -261,7 +261,8 @@ def _refuse(out: Path, run: Run, overwrite: bool) -> bool:
     if not (out / "settings.yaml").is_file():
         refuse_folder(out)
         return True
-    changed = difference(run.to_dict(), read_yaml(out / "settings.yaml"))
+    own, theirs = run.to_dict(), read_yaml(out / "settings.yaml")
+    changed = difference(*({name: value for name, value in one.items() if name not in FREE} for one in (own, theirs)))
     require(changed is None, f"{out} holds another run: {changed}; go on with its settings, or choose another folder")
     return False
 

@@ -18,6 +18,27 @@ MASKS = ("completion_mask", "assistant_masks")
 """Columns that say, token by token, what is to be learnt (1) and what is not (0)."""
 
 
+def as_list(values: Any) -> list[Any]:
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def learnt(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example whose masks of what is to be learnt have gone into its labels.
+
+    >>> learnt({"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1]})
+    {'input_ids': [5, 6, 7], 'labels': [-100, 6, 7]}
+    """
+    masks = {name: as_list(example[name]) for name in MASKS if example.get(name) is not None}
+    found = {name: value for name, value in example.items() if name not in MASKS}
+    if masks:
+        labels = as_list(example.get("labels", example["input_ids"]))
+        for name, mask in masks.items():
+            require_rows(name, len(mask), len(labels), "an example")
+            labels = [label if kept else IGNORED for label, kept in zip(labels, mask)]
+        found["labels"] = labels
+    return found
+
+
 @dataclass
 class SFTCollator:
     """Pads tokenised examples of supervised fine-tuning as TRL lays them out, to the right.
@@ -41,15 +62,11 @@ class SFTCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         found: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-        for at, example in enumerate(examples):
-            ids = list(example["input_ids"])[: self.max_length]
-            labels = list(example.get("labels", example["input_ids"]))
-            for mask in [list(example[name]) for name in MASKS if example.get(name) is not None]:
-                require_rows(f"a mask of example {at} of the batch", len(mask), len(labels), "its tokens")
-                labels = [label if kept else IGNORED for label, kept in zip(labels, mask)]
+        for example in map(learnt, examples):
+            ids = as_list(example["input_ids"])[: self.max_length]
             found["input_ids"].append(ids)
             found["attention_mask"].append([1] * len(ids))
-            found["labels"].append(labels[: self.max_length])
+            found["labels"].append(as_list(example.get("labels", ids))[: self.max_length])
         pads = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
         longest = max(map(len, found["input_ids"]), default=0)
         return {
@@ -94,28 +111,31 @@ def data_fingerprint(dataset: Any, index_column: str, examples: int) -> str | No
 
 
 @dataclass
-class WithIndex:
-    """A collator that hands a column of numbers through to the batch, whatever the collator inside makes of it."""
+class Prepared:
+    """A collator around another: masks go into the labels, and the examples' numbers past the collator inside.
+
+    Raises: ValueError where the collator inside makes more labels than the examples have, as those do that copy the
+        tokens: it would have prompts learnt.
+    """
 
     collator: Callable[[list[Any]], Any]
     column: str
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
-        numbered = [self.column in example for example in examples]
-        if not any(numbered):
+    def __call__(self, examples: Sequence[Any]) -> Any:
+        if not all(isinstance(example, Mapping) for example in examples):
             return self.collator(list(examples))
-        require(all(numbered), f"index_column: only some examples of a batch have {self.column!r}, their number")
-        batch = self.collator([{k: v for k, v in example.items() if k != self.column} for example in examples])
-        batch[self.column] = torch.tensor([int(example[self.column]) for example in examples])
+        numbered = [self.column in example for example in examples]
+        whole = [learnt(example) for example in examples]
+        batch = self.collator([{k: v for k, v in example.items() if k != self.column} for example in whole])
+        if all("input_ids" in example and isinstance(example.get("labels"), Sequence) for example in whole):
+            given = sum(label != IGNORED for example in whole for label in example["labels"])
+            made = (batch["labels"] != IGNORED) & (batch.get("attention_mask", torch.ones(())) != 0)
+            require(
+                int(made.sum()) <= given,
+                f"data_collator: makes {int(made.sum())} labels of the {given} that the examples have; take one that "
+                "keeps `labels`, such as SFTCollator",
+            )
+        if any(numbered):
+            require(all(numbered), f"index_column: only some examples of a batch have {self.column!r}, their number")
+            batch[self.column] = torch.tensor([int(example[self.column]) for example in examples])
         return batch
-
-
-def folded(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch whose masks of what is to be learnt have gone into its labels."""
-    batch = dict(batch)
-    for name in MASKS:
-        mask = batch.pop(name, None)
-        if mask is not None:
-            labels = batch.get("labels", batch["input_ids"])
-            batch["labels"] = torch.where(mask != 0, labels, IGNORED)
-    return batch

@@ -19,7 +19,7 @@ from likely.data.texts import next_token_rows, tokenizer_hash
 from likely.divergences import jensen_shannon
 from likely.forms import Dense, Target
 from likely.heads import Head
-from likely.integrations.transformers.batches import MASKS, WithIndex, data_fingerprint, folded
+from likely.integrations.transformers.batches import MASKS, Prepared, data_fingerprint
 from likely.integrations.transformers.losses import labels_or_probabilities, logits_of
 from likely.networks.hf import Reader
 from likely.objective import Term, objective
@@ -96,12 +96,8 @@ class Distillation(Trainer):
         require(0 <= beta <= 1, f"beta: is {beta}; it is between 0 (forward) and 1 (reverse)")
         dense = record is None or record.manifest.keep.kind == "dense"
         require(beta == 0 or dense, "beta: this record keeps too little for any divergence but the forward one, 0")
-        self.hard_weight, self.soft_weight, self.temperature, self.beta = (
-            hard_weight,
-            soft_weight,
-            temperature,
-            float(beta),
-        )
+        self.hard_weight, self.soft_weight = hard_weight, soft_weight
+        self.temperature, self.beta = temperature, float(beta)
         self.teacher, self.record, self.eval_record, self.tail = teacher, record, eval_record, tail
         self.index_column = index_column
         super().__init__(model, **trainer)
@@ -123,8 +119,7 @@ class Distillation(Trainer):
             if one is not None:
                 # The hash of all the data; of a part of them, the rows of each example are compared, batch by batch.
                 one.require_matches(**asked, data=data_fingerprint(data, index_column, len(one.row_counts)))
-        if record is not None or eval_record is not None:
-            self.data_collator = WithIndex(self.data_collator, index_column)
+        self.data_collator = Prepared(self.data_collator, index_column)
         self._sums: dict[str, Tensor] = {}
         self._since = self.state.global_step
         self._evaluated: dict[str, Tensor] = {}
@@ -179,7 +174,7 @@ class Distillation(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
-            _, labels_N = self._rows(folded(batch))
+            _, labels_N = self._rows(batch)
             counts += torch.tensor([float(_labelled(labels_N)), float(len(labels_N))], dtype=torch.float64)
         counts = counts.to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -213,7 +208,7 @@ class Distillation(Trainer):
         self, model: Any, inputs: Mapping[str, Any], totals: Any, record: Record | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss, its pieces without weights, and how many labels and rows there were."""
-        inputs = folded(inputs)
+        inputs = dict(inputs)
         rows_N, labels_N = self._rows(inputs)
         index = inputs.pop(self.index_column, None)
         inputs.pop("labels")
@@ -284,8 +279,11 @@ class Distillation(Trainer):
         require(wrong is None, f"{self.index_column}: has the example {wrong}; the record holds 0 … {size - 1}")
         counts = [1] * len(numbers)
         if rows_N is not None:
-            length = inputs["input_ids"].shape[1]
-            counts = torch.bincount(rows_N // length, minlength=len(numbers)).tolist()
+            B, L = inputs["input_ids"].shape
+            example_N = rows_N // L
+            if B == 1 < len(numbers) and "position_ids" in inputs:  # examples one after another, without padding
+                example_N = ((inputs["position_ids"].flatten() == 0).cumsum(0) - 1)[rows_N]
+            counts = torch.bincount(example_N, minlength=len(numbers)).tolist()
         for n, count in zip(numbers, counts):
             kept = int(record.row_counts[n])
             require(
@@ -317,7 +315,7 @@ class Distillation(Trainer):
             loss = self._means(sums, counts)["loss"]
             if prediction_loss_only:
                 return loss, None, None
-            kept = {k: v for k, v in folded(inputs).items() if k not in ("labels", self.index_column)}
+            kept = {k: v for k, v in inputs.items() if k not in ("labels", self.index_column)}
             with self.accelerator.autocast():
                 logits = logits_of(model(**kept))  # asked for, and so formed
         return loss, logits, inputs["labels"]
@@ -362,7 +360,8 @@ def _suited(model: Any, inputs: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The inputs, without a cache of keys and values, and not longer than the model reads."""
     tokens, longest = inputs.get("input_ids"), getattr(model.config, "max_position_embeddings", None)
     if tokens is not None and longest:
-        length = tokens.shape[1]
+        places = inputs.get("position_ids")
+        length = tokens.shape[1] if places is None else int(places.max()) + 1
         require(length <= longest, f"{name}: reads {longest} tokens, and the batch has {length}; cut the examples")
     cached = "use_cache" in inspect.signature(model.forward).parameters
     return {**inputs, "use_cache": False} if cached else dict(inputs)
