@@ -139,7 +139,7 @@ def test_a_teacher_that_gives_nan_is_refused_with_the_row(tmp_path: Path, wrong:
 
 
 def test_an_example_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="number 3 has 5 tokens where the teacher reads 4"):
+    with pytest.raises(ValueError, match="number 3 has 5 tokens where the network reads 4"):
         capture(Teacher(max_length=4), Pieces(COUNTS), "top:2", tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -150,7 +150,7 @@ def test_an_example_that_is_too_long_is_refused(tmp_path: Path) -> None:
             mask = torch.tensor([[i < 5 + 4 * (at == 4) for i in range(9)] for at in indices])
             return Batch({**batch.inputs, "input_ids": ids, "attention_mask": mask}, batch.labels, batch.example)
 
-    with pytest.raises(ValueError, match="number 4 has 9 tokens where the teacher reads 8"):
+    with pytest.raises(ValueError, match="number 4 has 9 tokens where the network reads 8"):
         capture(Teacher(max_length=8), Tokens(COUNTS), "top:2", tmp_path / "b")
     capture(Teacher(max_length=9), Tokens(COUNTS), "top:2", tmp_path / "b")
 

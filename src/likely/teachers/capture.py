@@ -65,7 +65,7 @@ def capture(
 
     Raises:
         ValueError: a teacher that gives NaN (the example and the row are named), or has another tokenizer than the
-            data; an example that is longer than the teacher reads; a folder with the beginning of another record, the
+            data; an example that is longer than the network reads; a folder with the beginning of another record, the
             difference being named; arguments that make no sense.
         FileExistsError: a folder with something else in it.
         OSError: the disk is full.
@@ -127,7 +127,7 @@ def capture(
             )
 
     done()
-    with _at_rest(network.module):
+    with at_rest(network.module):
         for number in writer.unfinished:
             part = writer.examples(number)
             # An example without rows has nothing to be shown for, and may have nothing to show.
@@ -147,7 +147,7 @@ def capture(
 def _rows(network: Network, examples: Examples, indices: Sequence[int], manifest: Manifest, first_row: int) -> Rows:
     """What is kept of the rows of one batch."""
     batch = examples.batch(indices)
-    _require_lengths(batch, indices, network.max_length)
+    require_lengths(batch, indices, network.max_length)
     row_counts = np.asarray(examples.row_counts)[list(indices)]
     expected = int(row_counts.sum())
     require(
@@ -193,8 +193,8 @@ def _none(keep: Keep, classes: int) -> Rows:
     )
 
 
-def _require_lengths(batch: Batch, indices: Sequence[int], most: int | None) -> None:
-    """No example is longer than the teacher reads."""
+def require_lengths(batch: Batch, indices: Sequence[int], most: int | None) -> None:
+    """No example is longer than the network reads."""
     tokens = batch.inputs.get("input_ids", batch.inputs.get("bytes"))
     if most is None or not isinstance(tokens, Tensor) or tokens.shape[1] <= most:
         return
@@ -205,13 +205,13 @@ def _require_lengths(batch: Batch, indices: Sequence[int], most: int | None) -> 
 
 def _too_long(example: int, length: int, most: int) -> str:
     return (
-        f"examples: number {example} has {length} tokens where the teacher reads {most}; cut it into pieces "
+        f"examples: number {example} has {length} tokens where the network reads {most}; cut it into pieces "
         "(max_length=) when the data are loaded"
     )
 
 
 @contextmanager
-def _at_rest(module: torch.nn.Module | None) -> Iterator[None]:
+def at_rest(module: torch.nn.Module | None) -> Iterator[None]:
     """The network in eval mode and without a graph; what was in training mode is so again afterwards."""
     training = [] if module is None else [part for part in module.modules() if part.training]
     if module is not None:

@@ -215,7 +215,7 @@ class Goal:
             target.rows == len(batch.labels),
             f"teacher: the record has {target.rows} rows where the data has {len(batch.labels)}; capture it again",
         )
-        return _on(target, self.device)
+        return moved_to(target, self.device)
 
 
 def _pieces(name: str, score: Score, total: int) -> dict[str, Tensor]:
@@ -237,17 +237,17 @@ def _teacher_head(target: Target, temperature: float) -> Head:
     return Logits(own if target.softens else own * temperature)
 
 
-def _on(target: Target, device: torch.device) -> Target:
+def moved_to(target: Target, device: torch.device) -> Target:
     if target.count.device == device:
         return target
-    moved: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for one in fields(target):
         value = getattr(target, one.name)
         if isinstance(value, Tensor):
-            moved[one.name] = value.to(device)
+            changed[one.name] = value.to(device)
         elif isinstance(value, Head):
-            moved[one.name] = value.with_tensors([None if t is None else t.to(device) for t in value.tensors])
-    return replace(target, **moved)
+            changed[one.name] = value.with_tensors([None if t is None else t.to(device) for t in value.tensors])
+    return replace(target, **changed)
 
 
 def _blame(head: Head, target: Target | None) -> str:

@@ -22,8 +22,8 @@ from likely.networks import Identity, Network, number_of, require_same_classes
 from likely.objective import Term, objective
 from likely.targets import labels
 from likely.targets import teacher as teacher_target
-from likely.teachers.capture import _at_rest, _require_lengths
-from likely.training.goal import _on
+from likely.teachers.capture import at_rest, require_lengths
+from likely.training.goal import moved_to
 
 if TYPE_CHECKING:
     from likely.teachers.record import Record
@@ -168,7 +168,7 @@ def measure(
     row_counts = np.asarray(examples.row_counts, dtype=np.int64)
     shown = np.flatnonzero(row_counts).tolist()
     parts: list[dict[str, NDArray[Any]]] = []
-    with _at_rest(network.module), _at_rest(side.module):
+    with at_rest(network.module), at_rest(side.module):
         for start in range(0, len(shown), batch_size):
             indices = shown[start : start + batch_size]
             parts.append(_rows(network, examples, indices, side))
@@ -236,7 +236,7 @@ class _Teacher:
         if self.own:
             return teacher_target(head)
         if self.live is not None:
-            _require_lengths(batch, indices, self.live.max_length)
+            require_lengths(batch, indices, self.live.max_length)
             return teacher_target(self.live.head(batch).detached())
         assert self.record is not None
         target = self.record.target(indices, tail="bucket" if self.record.manifest.keep.kind == "top" else None)
@@ -244,7 +244,7 @@ class _Teacher:
             target.rows == head.rows,
             f"teacher: the record has {target.rows} rows where the data has {head.rows}; capture it again",
         )
-        return _on(target, head.device)
+        return moved_to(target, head.device)
 
     def largest(self, target: Target, own_n: Tensor) -> Tensor | None:
         """(n,) the teacher's most probable class; `own` is the network's."""
@@ -270,7 +270,7 @@ class _Teacher:
 def _rows(network: Network, examples: Examples, indices: list[int], side: _Teacher) -> dict[str, NDArray[Any]]:
     """The columns of one batch."""
     batch = examples.batch(indices)
-    _require_lengths(batch, indices, network.max_length)
+    require_lengths(batch, indices, network.max_length)
     device = None if network.module is None else next((p.device for p in network.module.parameters()), None)
     batch = batch if device is None else batch.to(device)
     head = network.head(batch).detached()
