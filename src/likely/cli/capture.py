@@ -149,6 +149,7 @@ def _capture(
 
     from likely.data.loading import load_examples
     from likely.networks.load import load_network
+    from likely.networks.pretrained import own_tokenizer
     from likely.teachers.capture import capture as take
     from likely.teachers.keep import Keep
     from likely.teachers.replacing import replaced, require_replaceable
@@ -159,10 +160,7 @@ def _capture(
         raise ValueError(f"--out: {out} lies in the data, {data}, and would be read as such; choose another folder")
     if overwrite:
         require_replaceable(out)
-    own = (Path(teacher) / "tokenizer_config.json").is_file() or Path(teacher).suffix == ".gguf"
-    if tokenizer is None and own:
-        tokenizer = teacher
-    examples = load_examples(data, tokenizer=tokenizer, **reading)
+    examples = load_examples(data, tokenizer=tokenizer or own_tokenizer(teacher), **reading)
     network = load_network(teacher, examples=examples, classes=classes)
     if network.module is not None:
         network.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

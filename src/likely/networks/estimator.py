@@ -97,7 +97,7 @@ def _from_skops(path: Path) -> Any:
     try:
         from skops import io
     except ImportError as error:
-        raise ImportError(f"{path}: is read with skops: pip install skops ({error})") from None
+        raise ImportError(f"{path}: is read with skops: pip install 'likely[skops]' ({error})") from None
     try:
         unknown = io.get_untrusted_types(file=path)
         require(not unknown, f"holds {', '.join(unknown[:4])}, which skops does not trust")

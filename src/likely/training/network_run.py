@@ -110,11 +110,9 @@ def load(run: Run) -> tuple[Examples, Network | Record | None]:
     """
     from likely.data.loading import load_examples
     from likely.networks.load import load_network
+    from likely.networks.pretrained import own_tokenizer
 
-    tokenizer = run.tokenizer
-    for name in (run.teacher, run.student):
-        if tokenizer is None and name is not None and (Path(name) / "tokenizer_config.json").is_file():
-            tokenizer = name
+    tokenizer = run.tokenizer or own_tokenizer(run.teacher, run.student)
 
     def read(classes: tuple[str, ...] | int | None) -> Examples:
         return load_examples(
