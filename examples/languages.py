@@ -231,7 +231,7 @@ def run(out: Path, small: bool = False) -> Comparison:
     """The whole demonstration: its tables on the terminal, its report and its runs in a folder."""
     examples = strings(languages=10 if small else None)
     record = capture(teacher(examples), examples, "dense", out / "record", batch_size=256)
-    rates, folds = ((0.03,), (0,)) if small else ((0.02, 0.05), range(FOLDS))
+    rates, folds = ((0.1,), (0,)) if small else ((0.03, 0.1), range(FOLDS))
     found = [one_fold(examples, record, fold, rates, out / "runs") for fold in folds]
     measured = {name: joined([one[name] for one in found]) for name in found[0]}
     return present(

@@ -67,8 +67,8 @@ def __getattr__(name: str) -> Any:
 def load(directory: Any) -> Any:
     """Load a model that `likely fit` or `likely distill` saved: `likely.load(DIR).predict_proba(data)`.
 
-    See `likely.training.model.Model`, which it returns.
+    See `likely.networks.model.Model`, which it returns.
     """
-    from likely.training.model import load as load_model  # pyarrow and the table code come only with it
+    from likely.networks.model import load as load_model  # pyarrow and the table code come only with it
 
     return load_model(directory)

@@ -207,7 +207,7 @@ def test_what_users_write_is_shown_and_not_obeyed(likely_cli: Likely, tmp_path: 
 RUN = """
     import sys, time
     from likely.cli import main
-    from likely.training.model import Model
+    from likely.networks.model import Model
     whole = Model.write_into
     def write_into(model, folder):
         whole(model, folder)

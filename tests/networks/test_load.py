@@ -18,6 +18,7 @@ from likely.estimators import LogisticRegression, SoftmaxRegression
 from likely.networks import require_same_classes
 from likely.networks.load import load_network, read_classes
 from likely.networks.onnx import OnnxNetwork
+from likely.training.linear import regress
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -121,6 +122,19 @@ def test_a_saved_estimator_gives_its_probabilities(tmp_path: Path, number: int) 
     p = network.head(examples.batch([5, 6])).logits().softmax(dim=1)
     np.testing.assert_allclose(p, model.predict_proba(x[5:7]), atol=1e-12)
     assert network.identity.kind == "estimator"
+
+
+def test_a_model_of_likely_fit_gives_its_probabilities(tmp_path: Path) -> None:
+    examples = table(features=("a", "b", "c", "d"))
+    columns = {name: np.stack(examples.items)[:, at] for at, name in enumerate("abcd")}
+    fitted = regress({**columns, "y": list(np.array(CLASSES)[np.arange(30) % 3])}, "y", penalty_strength=0.1).model
+    fitted.save(tmp_path / "model")
+    network = load_network(tmp_path / "model", examples=examples)
+    assert network.classes == CLASSES
+    p = network.head(examples.batch([5, 6])).logits().softmax(dim=1)
+    np.testing.assert_allclose(p, fitted.predict_proba(columns)[5:7], atol=1e-12)
+    with pytest.raises(ValueError, match="its feature 1 is 'b', and that of the examples 'c'"):
+        load_network(tmp_path / "model", examples=table(features=("a", "c", "b", "d")))
 
 
 def test_a_skops_file_of_scikit_learns_own_types_is_read(tmp_path: Path) -> None:

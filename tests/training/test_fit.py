@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import likely
+from likely.networks.layers import Mlp, build
 from likely.training import fit as module
 from likely.training.fit import Stack, fit
-from likely.training.networks import Mlp, build
 from likely.training.threads import in_threads
 
 D, H, C = 5, 4, 3

@@ -13,7 +13,7 @@ from likely.cli.output import Data, Json, Seed
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from likely.training.model import Model
+    from likely.networks.model import Model
 
 
 def predict(
@@ -46,7 +46,7 @@ def predict(
     from likely._files import refuse_file
     from likely.data import read_table, write_table
     from likely.data.tables import writable
-    from likely.training.model import load
+    from likely.networks.model import load
 
     writable(out)
     refuse_file(out, overwrite)

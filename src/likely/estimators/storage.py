@@ -1,6 +1,6 @@
 """Estimators in folders: JSON and plain tensors, which `likely.load` reads as a model too.
 
-The folder holds what `likely.training.model` writes, `model.json` and `model.safetensors`, with an encoder that takes
+The folder holds what `likely.networks.model` writes, `model.json` and `model.safetensors`, with an encoder that takes
 the columns as they are, and beside them `estimator.json` and `estimator.safetensors`: parameters, what the fit found,
 and what the standard errors are made of. Nothing in it is ever executed.
 """

@@ -1,4 +1,4 @@
-"""Saved estimators as teachers: those of `likely`, and scikit-learn's in skops files.
+"""Saved estimators as teachers: those of `likely`, what `likely fit` writes, and scikit-learn's in skops files.
 
 Legend: N rows, C classes, D features.
 """
@@ -16,6 +16,7 @@ from likely.data.examples import Batch, Examples
 from likely.data.targets import key_of
 from likely.heads import Logits
 from likely.networks import Identity, file_hash
+from likely.networks.model import Model, load
 
 
 class EstimatorNetwork:
@@ -24,7 +25,7 @@ class EstimatorNetwork:
     A skops file is read only if all of its types are such as skops trusts by itself: nothing of it is run.
 
     Args:
-        path: the folder of a `likely` estimator, or a .skops file.
+        path: the folder of a `likely` estimator or of `likely fit`, or a .skops file.
         examples: what it is to read; the names of their features are to be those that it was fitted on, in order.
 
     Raises:
@@ -37,10 +38,19 @@ class EstimatorNetwork:
 
     def __init__(self, path: Path, *, examples: Examples | None = None) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            from likely.estimators.storage import load
-
+        self.model: Model | None = None
+        if (self.path / "model.json").is_file() and not (self.path / "estimator.json").is_file():
             self.estimator: Any = load(self.path)
+            self.model = self.estimator
+            self._identity = Identity(
+                "estimator",
+                self.path.name,
+                file_hash(*(self.path / f"model.{kind}" for kind in ("json", "safetensors"))),
+            )
+        elif self.path.is_dir():
+            from likely.estimators.storage import load as load_estimator
+
+            self.estimator = load_estimator(self.path)
             self._identity = Identity(
                 "estimator",
                 self.path.name,
@@ -49,11 +59,16 @@ class EstimatorNetwork:
         else:
             self.estimator = _from_skops(self.path)
             self._identity = Identity("estimator", self.path.name, file_hash(self.path))
-        fits = hasattr(self.estimator, "predict_proba") and hasattr(self.estimator, "classes_")
-        kind = type(self.estimator).__name__
-        require(fits, f"{self.path}: holds a {kind}, which gives no probabilities of classes")
-        self.classes: tuple[str, ...] | int = tuple(key_of(one) for one in self.estimator.classes_.tolist())
-        own, theirs = getattr(self.estimator, "feature_names_in_", None), getattr(examples, "features", None)
+        theirs = getattr(examples, "features", None)
+        if self.model is not None:
+            self.classes: tuple[str, ...] | int = tuple(self.model.keys)
+            own: Any = self.model.encoder.names
+        else:
+            fits = hasattr(self.estimator, "predict_proba") and hasattr(self.estimator, "classes_")
+            kind = type(self.estimator).__name__
+            require(fits, f"{self.path}: holds a {kind}, which gives no probabilities of classes")
+            self.classes = tuple(key_of(one) for one in self.estimator.classes_.tolist())
+            own = getattr(self.estimator, "feature_names_in_", None)
         if own is not None and theirs is not None and list(own) != list(theirs):
             at = next(
                 (at for at, (one, other) in enumerate(zip(own, theirs)) if one != other), min(len(own), len(theirs))
@@ -70,7 +85,9 @@ class EstimatorNetwork:
         if "features" in batch.inputs:
             given: Any = batch.inputs["features"].detach().cpu().double().numpy()
             names = getattr(self.estimator, "feature_names_in_", None)
-            if names is not None and self.path.suffix == ".skops":
+            if self.model is not None:
+                given = dict(zip(self.model.encoder.names, given.T))
+            elif names is not None and self.path.suffix == ".skops":
                 given = _named(given, names)
         else:
             held = ", ".join(batch.inputs)

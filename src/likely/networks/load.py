@@ -39,7 +39,7 @@ def load_network(
                                 config file alone, and starts from random weights of the seed
     a *.gguf file               a Hugging Face causal language model
     a *.onnx file               a model for onnxruntime
-    a folder, a *.skops file    an estimator saved by `likely`, or one of scikit-learn's
+    a folder, a *.skops file    an estimator saved by `likely`, what `likely fit` wrote, or one of scikit-learn's
     `linear`, `mlp:H`           a small network on what the examples hold (`likely.networks.small`)
     a folder with network.json  such a one, saved
     `package.module:function`   what that function makes of the examples: a Network, or a torch module that maps the
@@ -113,7 +113,7 @@ def _from_path(
 
         require(not trainable, _FIXED.format(path))
         return OnnxNetwork(path, classes=classes, examples=examples, output=output)
-    if suffix == ".skops" or (path / "estimator.json").is_file():
+    if suffix == ".skops" or any((path / name).is_file() for name in ("estimator.json", "model.json")):
         from likely.networks.estimator import EstimatorNetwork
 
         require(not trainable, _FIXED.format(path))
@@ -127,8 +127,8 @@ def _from_path(
 
         return hugging_face(path, examples, classes, trainable=trainable, seed=seed, dtype=dtype, truncate=truncate)
     raise ValueError(
-        f"{path}: holds no network that is known here: config.json of a Hugging Face model, network.json, or "
-        "estimator.json; or give a file .onnx, .skops or .gguf"
+        f"{path}: holds no network that is known here: config.json of a Hugging Face model, network.json, "
+        "estimator.json or model.json; or give a file .onnx, .skops or .gguf"
     )
 
 

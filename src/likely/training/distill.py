@@ -33,6 +33,7 @@ from likely.data import (
 )
 from likely.data.targets import ROUNDING
 from likely.evaluation import Report, Surprise
+from likely.networks.model import Model
 from likely.training.experiment import (
     TUNED,
     Kind,
@@ -41,7 +42,6 @@ from likely.training.experiment import (
     experiment,
     make_splits,
 )
-from likely.training.model import Model
 from likely.training.outcome import (
     COLUMNS,
     DIFFERENCE_COLUMNS,

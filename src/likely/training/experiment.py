@@ -17,10 +17,10 @@ from torch import Tensor
 from likely._checks import require
 from likely.evaluation import calibration_error
 from likely.heads import Logits
+from likely.networks.layers import Mlp
 from likely.objective import nll
 from likely.targets import labels, teacher
 from likely.training.fit import Forward, Trained, fit
-from likely.training.networks import Mlp
 from likely.training.threads import in_threads
 
 # Streams of random starts: all kinds of students start alike, so that they differ in their targets alone.

@@ -24,8 +24,8 @@ from likely.data.tables import column
 from likely.data.targets import one_column
 from likely.estimators import LogisticRegression, SeparationWarning, SoftmaxRegression, in_units
 from likely.estimators.notices import separation_text
-from likely.training.model import Model
-from likely.training.networks import build
+from likely.networks.layers import build
+from likely.networks.model import Model
 
 if TYPE_CHECKING:
     from likely.estimators.base import LinearClassifier

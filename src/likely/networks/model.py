@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from likely._checks import require
 from likely._files import new_folder
 from likely.data import Encoder, key_of
-from likely.training.networks import build
+from likely.networks.layers import build
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -33,13 +33,13 @@ class Model:
 
     Args:
         encoder: from the columns of a table to the (N, D) matrix.
-        network: "linear", "binary" or "mlp:H", as `likely.training.networks.build` reads it.
+        network: "linear", "binary" or "mlp:H", as `likely.networks.layers.build` reads it.
         module: that network, in float32 or float64; it maps (N, D) to (N, C), or to (N, 1) where it is "binary".
         classes: C classes, text, numbers or booleans.
         metadata: how it was trained; whatever JSON can hold. `target` lists the columns that were the target, those of
             probabilities in the order of the classes.
 
-    >>> from likely.training.networks import build
+    >>> from likely.networks.layers import build
     >>> encoder = Encoder.fit({"x": [0.0, 1.0]})
     >>> model = Model(encoder, "linear", build("linear", 1, 3), ("a", "b", "c"))
     >>> model.predict_proba({"x": [0.5]}).round(3)

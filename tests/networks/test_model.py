@@ -15,8 +15,8 @@ import torch
 
 import likely
 from likely.data import Encoder, write_table
-from likely.training.model import Model, load
-from likely.training.networks import Mlp, build
+from likely.networks.layers import Mlp, build
+from likely.networks.model import Model, load
 
 DATA: dict[str, Any] = {"age": [20.0, 30.0, 45.0, 50.0], "sex": ["f", "m", "m", "f"]}
 
