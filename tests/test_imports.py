@@ -17,9 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LISTED = [path for path in FILES if path.relative_to(PACKAGE).as_posix() not in {"__init__.py", "__main__.py"}]
 """The package's own names and its entry point stand above the list of layers."""
 MODULES = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in LISTED}
-OPTIONAL = {"plotly", "jinja2", "transformers", "onnx", "onnxruntime", "lightning", "triton"}
+OPTIONAL = {"tensorboard", "plotly", "jinja2", "transformers", "onnx", "onnxruntime", "lightning", "triton"}
 """What an installation may lack: imported inside the functions that need it."""
-HEAVY = {"sklearn", "scipy", "pandas", "pyarrow", "safetensors", "typer", "rich", "plotly", "jinja2"}
+HEAVY = {"yaml", "sklearn", "scipy", "pandas", "pyarrow", "safetensors", "typer", "rich", "plotly", "jinja2"}
 """What `import likely` must not load: only some of its users need it."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-import likely.cli
-from likely.cli.capture import capture
 from likely.data.examples import Batch
 from likely.data.loading import load_examples
 from likely.heads import Linear
@@ -65,10 +64,6 @@ def other_teacher(examples: Any) -> Any:
 
 def nan_teacher(examples: Any) -> Any:
     return made("nan_teacher", lambda x_ND: torch.full_like(x_ND, float("nan")))
-
-
-if not any(command.callback is capture for command in likely.cli.app.registered_commands):
-    likely.cli.app.command()(capture)
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +149,7 @@ def test_a_capture_that_was_stopped_goes_on(
 
 
 def test_the_time_left_is_said_once_it_is_known(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likely.cli.capture.SURE", 0.0)
+    monkeypatch.setattr(sys.modules["likely.cli.capture"], "SURE", 0.0)  # its name in the package is the command's
     said = [line for line in take().err.splitlines() if "to go" in line]
     assert "tokens a second: about" in said[0]
     assert "% of the tokens; about" in said[1]

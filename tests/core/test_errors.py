@@ -282,7 +282,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a kernel that is not there": (
         lambda: likely.nll(head, likely.labels(y, 3), kernel="cuda"),
         ValueError,
-        "kernel: is 'cuda'; there are 'chunked', 'minimal', 'triton', 'eager'",
+        "kernel: is 'cuda'; there are 'chunked', 'minimal', 'inplace', 'triton', 'eager'",
     ),
     "the entropy of a signed measure": (
         lambda: likely.nll(likely.Logits(torch.zeros(1, 2)), likely.measure([[2.0, -1.0]])).entropy,

@@ -266,6 +266,8 @@ def test_rows_that_sum_to_more_than_one_are_divided_by_their_sums_and_it_is_said
     done = imported(write_distillkit(tmp_path / "c", config, examples), tmp_path / "out", format="distillkit")
     require_same(done.record, 0, text()[0][1][1:], C)
     assert "47 rows sum to more than 1 (at most 1.0300): divided by their sums" in done.notes
+    stored = pq.read_table(tmp_path / "out" / "part-00000.parquet")["target_logprobs"].to_pylist()
+    assert np.exp([row for example in stored for row in example]).sum(axis=1) == pytest.approx(1, abs=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------- Axolotl
@@ -280,6 +282,13 @@ def test_axolotl_prepared(tmp_path: Path, ahead: int, write: Any, prompt: int) -
     assert ("row j is of token j + 1" in done.notes[0]) == bool(ahead)
     for example, (_, log_p_LC) in enumerate(text()):
         require_same(done.record, example, log_p_LC[1:])
+
+
+@pytest.mark.parametrize("ahead", [1, 0])
+def test_the_mask_tells_the_alignment_of_the_shortest_file(tmp_path: Path, ahead: int) -> None:
+    examples = text([3], seed=5)
+    done = imported(write_parquet(tmp_path / "rows.parquet", prepare(examples, ahead)), tmp_path / "out")
+    require_same(done.record, 0, examples[0][1][1:])
 
 
 def test_axolotl_masked_prompts_have_no_rows(tmp_path: Path) -> None:
@@ -380,6 +389,14 @@ def test_an_import_is_taken_up_and_is_the_same(tmp_path: Path) -> None:
     assert again.record.manifest == first.record.manifest
     first.record.verify()
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_every_shard_holds_the_rows_of_its_examples(tmp_path: Path) -> None:
+    examples = text([97] * 100)
+    done = imported(write_parquet(tmp_path / "rows.parquet", prepare(examples, 1)), tmp_path / "out")
+    assert len(done.record.manifest.shards) == 3
+    for example in (0, 42, 43, 86, 99):
+        require_same(done.record, example, examples[example][1][1:])
 
 
 def test_the_examples_may_be_cut_into_shorter_stretches(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from likely.training import checkpoints
 
 
 class Tied(torch.nn.Module):
-    """Tied weights, a buffer of integers, one that is not contiguous, and a parameter that is not trained."""
+    """Tied weights, a buffer in a buffer, one of integers, parameters not contiguous and not trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +23,9 @@ class Tied(torch.nn.Module):
         self.norm = torch.nn.BatchNorm1d(3)
         self.turned = torch.nn.Parameter(torch.randn(2, 3).T)
         self.fixed = torch.nn.Parameter(torch.randn(2), requires_grad=False)
-        self.register_buffer("part", torch.randn(6)[2:4])
+        whole = torch.randn(6)
+        self.register_buffer("whole", whole)
+        self.register_buffer("part", whole[2:4])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (self.out(self.norm(self.embed(x))) @ torch.ones(5, 3) @ self.turned).square().sum()
@@ -52,6 +55,8 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
         "optimizer.safetensors",
         "state.json",
     ]
+    assert "embed.weight" in load_file(path / "model.safetensors")
+    assert "out.weight" not in load_file(path / "model.safetensors")
     other, optimizer = trained(1, steps=1)
     checkpoints.load(path, other, optimizer)
     assert checkpoints.state_of(path) == {"step": 2, "x": 0.1 + 0.2}

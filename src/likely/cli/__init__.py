@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = app(arguments, prog_name="likely", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; what was unfinished was not written", 130)
     except typer.Abort:
         _fail("aborted; nothing was written", 130)
     except BrokenPipeError:  # the reader of our output has gone, which is its right; typer says so with a 1, too
