@@ -236,3 +236,19 @@ def test_a_row_that_is_sure_of_nothing_has_a_gradient_as_exact_as_torchs(name: s
         found.append(torch.autograd.grad(loss, leaf)[0].double())
     for ours in found[1:]:
         assert float((ours - found[0]).abs().max()) <= 1e-6 * float(found[0].abs().max())
+
+
+@pytest.mark.parametrize("row_pass", native.available())
+@pytest.mark.parametrize("margin", [1.0, 60.0, 300.0])
+def test_a_rest_that_the_student_gives_almost_nothing_keeps_its_digits(margin: float, row_pass: str) -> None:
+    """The classes that are not stored, far below those that are: `exp` of them relative to the largest would be 0."""
+    z = torch.tensor([[0.5, -margin, 1.0, -margin - 2, -margin + 1]])
+    target = likely.top_k([[2, 0]], [[0.5, 0.2]], 5, tail="bucket")
+    found = []
+    for dtype, pick in ((torch.float64, "plain"), (torch.float32, row_pass)):
+        own = z.to(dtype).requires_grad_()
+        with native.using(pick):
+            loss, _ = likely.objective(likely.Logits(own), target)
+        found.append((loss.detach().double(), torch.autograd.grad(loss, own)[0].double()))
+    for exact, here in zip(*found):
+        torch.testing.assert_close(here, exact, rtol=2e-6, atol=1e-7)

@@ -3,8 +3,8 @@
 Legend: N rows, C classes, K stored classes per row, n rows of one tile.
 
 The library is built where a compiler was found (setup.py) and chosen by the processor's instruction sets; without it,
-or for what it does not serve (float64, targets with a `rest`, tensors that are not on the CPU), the same formulas run
-as PyTorch operations in `kernels.loop`.  `active()` says which one it is, and the environment variable
+or for what it does not serve (float64, targets with a `rest` and a floor, tensors that are not on the CPU), the same
+formulas run as PyTorch operations in `kernels.loop`.  `active()` says which one it is, and the environment variable
 LIKELY_ROW_PASS=plain, generic, avx2, avx512 or avx512bf16 insists on one.
 """
 
@@ -39,6 +39,7 @@ class _Term(ctypes.Structure):
         ("value", pointer),
         ("floor", pointer),
         ("base", pointer),
+        ("rest", pointer),
         ("base_total", ctypes.c_double),
         ("dense", pointer),
         ("dense_stride", i64),
@@ -79,7 +80,7 @@ def dtype_of(head: Head) -> torch.dtype | None:
 def serves(target: Target) -> bool:
     """Whether the compiled pass knows this target; PyTorch operations take it otherwise."""
     if isinstance(target, Sparse):
-        return target.rest is None
+        return target.rest is None or target.floor is None
     return isinstance(target, Dense)
 
 
@@ -131,6 +132,7 @@ class Rows:
                 term.value = point(target.value[rows])
                 term.floor = point(None if target.floor is None else target.floor[rows])
                 term.base = point(target.base)
+                term.rest = point(None if target.rest is None else target.rest[rows])
                 term.base_total = self.classes if target.base is None else float(target.base.double().sum())
             else:
                 assert isinstance(target, Dense)

@@ -106,6 +106,19 @@ constexpr auto nothing = [] {};
 
 struct Room { float *e, *p, *g; };
 
+// The classes outside `index`: exp(s') in room.p, relative to their own maximum and 0 elsewhere, and the sums of it.
+struct Outside {
+  double others, sum, log;  // without their first largest class; in all; the logarithm of the sum, relative to m of all
+};
+
+template <class Z> Outside outside(const Row<Z>& r, float it, const int64_t* index, int64_t stored, const Room& room) {
+  sweep(r.C, [&](int64_t j, auto tail) { give<tail>(room.p, j, r.C, take<tail>(r.z, j, r.C, -INF)); }, nothing);
+  for (int64_t k = 0; k < stored; k++) room.p[index[k]] = -INF;
+  const Row<float> o = look_at((const float*)room.p, r.C);
+  const double others = exponentials(o, it, room.p, [](int64_t, F, F, auto) {}, nothing);
+  return {others, others + std::exp((double)o.top), log_normaliser(o, others) + ((double)o.m - r.m) * it};
+}
+
 template <class Z>
 double sparse(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const Room& room, Z* out) {
   const float it = t.inverse_temperature, floor = t.floor ? t.floor[i] : 0.0f;
@@ -140,14 +153,26 @@ double sparse(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const R
   } else {
     others = exponentials(r, it, room.e, [](int64_t, F, F, auto) {}, nothing);
   }
+  const double rest = t.rest ? t.rest[i] : 0;
+  Outside out_{};
+  if (rest != 0) {
+    out_ = outside(r, it, index, t.stored, room);
+    mass += rest;
+    expected += rest * out_.log;
+  }
   const double log_A = log_normaliser(r, others);
   t.cross_entropy[i] = (float)(impossible ? mass * log_A + INF : mass * log_A - expected);
   if (where_to == NOWHERE) return 0;
 
   const double a = (double)t.coefficient[i] * it, c = a * mass / (others + std::exp((double)r.top));
   const F c_ = all((float)c), f_ = all((float)(a * floor));
+  const double d = rest != 0 ? a * rest / out_.sum : 0;  // NaN gradients where rest lies on impossible classes
+  const F d_ = all((float)d);
   auto e = [&](int64_t j, auto tail) { return take<tail>(room.e, j, r.C, 0); };
-  if (!t.floor) place(r, where_to, room.g, out, [&](int64_t j, auto tail) { return c_ * e(j, tail); }, nothing);
+  if (rest != 0) place(r, where_to, room.g, out, [&](int64_t j, auto tail) {
+    return c_ * e(j, tail) - d_ * take<tail>(room.p, j, r.C, 0);
+  }, nothing);
+  else if (!t.floor) place(r, where_to, room.g, out, [&](int64_t j, auto tail) { return c_ * e(j, tail); }, nothing);
   else if (!t.base) place(r, where_to, room.g, out, [&](int64_t j, auto tail) { return c_ * e(j, tail) - f_; }, nothing);
   else place(r, where_to, room.g, out, [&](int64_t j, auto tail) {
     return c_ * e(j, tail) - f_ * take<tail>(t.base, j, r.C, 0);
@@ -158,6 +183,12 @@ double sparse(const Row<Z>& r, const Term& t, int64_t i, Place where_to, const R
     const double base_at = r.at < 0 ? 0 : base(r.at);
     total -= a * floor * (t.base_total - base_at);
     direct -= a * floor * base_at;
+  }
+  if (rest != 0) {
+    bool kept = false;
+    for (int64_t k = 0; k < t.stored; k++) kept |= index[k] == r.at;
+    total -= kept ? a * rest : d * out_.others;  // what is not stored is the first largest outside, too
+    if (r.at >= 0) direct -= d * room.p[r.at];
   }
   // The stored classes, in float before the one rounding.  A class may stand there twice.
   for (int64_t k = 0; k < t.stored; k++) {

@@ -15,12 +15,13 @@ struct Term {
   float dense_inverse_temperature;
   const float* coefficient;    // (n) or null: no gradient is wanted
   const uint8_t* ignored;      // (n) or null
-  // SPARSE: value at index + floor * base
+  // SPARSE: value at index + floor * base; the mass `rest`, without a floor, lies anywhere outside `index`
   int64_t stored;              // K
   const int64_t* index;        // (n, K)
   const float* value;          // (n, K)
   const float* floor;          // (n) or null
   const float* base;           // (C) or null: ones
+  const float* rest;           // (n) or null
   double base_total;
   // DENSE: a measure; TEACHER: logits
   const void* dense;           // (n, C), rows `dense_stride` apart
