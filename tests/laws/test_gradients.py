@@ -168,7 +168,8 @@ def test_the_gradient_to_a_probability_of_zero_is_no_nan() -> None:
 
 
 def test_a_kernel_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ValueError, match="kernel: is 'fast'; there are 'chunked', 'minimal', 'inplace', 'triton', 'eager'"):
+    kernels = "'chunked', 'minimal', 'inplace', 'triton', 'eager'"
+    with pytest.raises(ValueError, match=f"kernel: is 'fast'; there are {kernels}"):
         likely.objective(make_head("logits"), make("labels").target, kernel="fast")
 
 

@@ -147,6 +147,8 @@ def capture(
 def _rows(network: Network, examples: Examples, indices: Sequence[int], manifest: Manifest, first_row: int) -> Rows:
     """What is kept of the rows of one batch."""
     batch = examples.batch(indices)
+    device = None if network.module is None else next((p.device for p in network.module.parameters()), None)
+    batch = batch if device is None else batch.to(device)
     require_lengths(batch, indices, network.max_length)
     row_counts = np.asarray(examples.row_counts)[list(indices)]
     expected = int(row_counts.sum())

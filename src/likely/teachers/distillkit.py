@@ -66,12 +66,10 @@ class Compression:
     def read(cls, path: Path) -> Compression:
         """From a YAML file: the settings themselves, or a training file with `teacher: {logprob_compressor: …}`.
 
-        Raises: ImportError without PyYAML; ValueError for what is no such file.
+        Raises: ValueError for what is no such file.
         """
-        try:
-            import yaml
-        except ImportError as error:
-            raise ImportError(f"{path.name} is YAML, which PyYAML reads: pip install 'likely[hf]' ({error})") from None
+        import yaml
+
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
