@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint wheel bench chromium clean
+.PHONY: help demo test lint wheel bench examples chromium clean
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11# the first of them that is new enough is taken
 VENV ?= .venv
@@ -37,8 +37,15 @@ wheel: $(VENV)/.test  ## build the wheel, install it into a venv of its own and 
 bench: $(VENV)/.test  ## measure the fused head against the peers that are installed; writes benchmark-results/
 	$(python) -m benchmarks head
 
+examples: $(VENV)/.test  ## run the demonstrations in full, about an hour and a half; writes example-results/
+	$(python) -m examples.faulty_losses
+	$(python) -m examples.truncation
+	$(python) -m examples.languages
+	$(python) -m examples.file_types
+	$(python) -m examples.language_model
+
 clean:  ## remove what the other targets made
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(OUT) $(VENV)
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis example-results $(OUT) $(VENV)
 
 # A stamp per set of extras: each is installed once, and again only when the requirements change.
 $(VENV)/.demo: extra := report
