@@ -23,7 +23,8 @@ class Mutant(NamedTuple):
         return f"{self.file}: {self.old.strip().splitlines()[0][:70]}"
 
 
-COMMON, LOOP = "kernels/common.py", "kernels/loop.py"
+COMMON, INPLACE = "kernels/inplace.py"
+LOOP = "kernels/common.py", "kernels/loop.py"
 NATIVE, FLAT = "kernels/native/__init__.py", "kernels/native/flat.py"
 EAGER, CHUNKED = "kernels/eager.py", "kernels/chunked.py"
 OPERATOR, PARTS, SECOND = "kernels/operator.py", "kernels/parts.py", "kernels/second.py"
@@ -84,8 +85,8 @@ MUTANTS = [
     ),
     Mutant(
         "heads.py",
-        "torch.addmm(self.bias, x_nD, self.weight.T, out=out)",
-        "torch.mm(x_nD, self.weight.T, out=out)",
+        "torch.addmm(self.bias[some], x_nD, weight_Dc, out=out[:, some])",
+        "torch.mm(x_nD, weight_Dc, out=out[:, some])",
         "test_values.py",
         f"{TWIN} and bias",
     ),
@@ -118,9 +119,12 @@ MUTANTS = [
         NATIVE, "return stored_nC, _TEACHER", "return stored_nC.clone().fill_(1.0), _TEACHER", "test_values.py", TWIN
     ),
     Mutant(NATIVE, "replace(target, class_weight=None)", "target", "test_values.py", TWIN),
+    Mutant(INPLACE, "torch.autograd.graph.increment_version(head.z)", "pass", "test_inplace.py", "whoever_saved"),
+    Mutant(INPLACE, "grad.mul_(cotangent) if float(cotangent) != 1 else grad", "grad", "test_inplace.py", "elsewhere"),
+    Mutant(INPLACE, "if torch.is_grad_enabled():", "if False:", "test_inplace.py", "transforms_are_refused"),
     Mutant(LOOP, "2**27 // size", "2**37 // size", "test_memory.py", "default_block"),
     Mutant(LOOP, "rows = max(1, BLOCK_BYTES // size)", "rows = BLOCK_BYTES", "test_memory.py", "largest"),
-    Mutant(LOOP, "max(warm // size, 1024 // itemsize)", "warm // size", "test_memory.py", "default_block"),
+    Mutant(LOOP, "max(warm // size, least)", "warm // size", "test_memory.py", "default_block"),
     Mutant(LOOP, "(a_n / temperature)[:, None]", "a_n[:, None]", "test_gradients.py", "mass_times_softmax"),
     Mutant(LOOP, "            g_nC += own_nC\n", "            g_nC.copy_(own_nC)\n", "test_objective.py", "mixture"),
     Mutant(

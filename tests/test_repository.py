@@ -53,9 +53,8 @@ def third_parties(folder: str) -> dict[str, str]:
                     continue
             found |= {module.split(".")[0]: str(path.relative_to(ROOT)) for module in modules}
     ours = {"likely", "tests", "docs", "examples", "benchmarks", *sys.stdlib_module_names}
-    return {
-        {"sklearn": "scikit_learn"}.get(name, name.lower()): path for name, path in found.items() if name not in ours
-    }
+    called = {"sklearn": "scikit_learn", "yaml": "pyyaml", "PIL": "pillow"}
+    return {called.get(name, name.lower()): path for name, path in found.items() if name not in ours}
 
 
 def loads_a_pickle(tree: ast.AST) -> list[str]:

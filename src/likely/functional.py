@@ -30,14 +30,8 @@ from likely._checks import require
 from likely.forms import Target
 from likely.heads import Binary, Linear, Logits
 
-__all__ = [
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "cross_entropy",
-    "kl_div",
-    "linear_cross_entropy",
-]
-__all__ += ["nll_loss"]
+__all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "kl_div"]
+__all__ += ["linear_cross_entropy", "nll_loss"]
 
 
 def cross_entropy(
