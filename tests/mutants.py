@@ -23,8 +23,8 @@ class Mutant(NamedTuple):
         return f"{self.file}: {self.old.strip().splitlines()[0][:70]}"
 
 
-COMMON, INPLACE = "kernels/inplace.py"
-LOOP = "kernels/common.py", "kernels/loop.py"
+COMMON, LOOP = "kernels/common.py", "kernels/loop.py"
+INPLACE = "kernels/inplace.py"
 NATIVE, FLAT = "kernels/native/__init__.py", "kernels/native/flat.py"
 EAGER, CHUNKED = "kernels/eager.py", "kernels/chunked.py"
 OPERATOR, PARTS, SECOND = "kernels/operator.py", "kernels/parts.py", "kernels/second.py"
