@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
+WALL, PROCESSORS = "wall", "processors"
+CLOCKS = (WALL, PROCESSORS)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Interval:
 
 @dataclass
 class Run:
-    """What one contestant did on one case with one setting: seconds per round, scratch in bytes, relative errors."""
+    """What one contestant did on one case with one setting: seconds per round by the wall and by the processors,
+    scratch in bytes, relative errors."""
 
     case: dict[str, Any]
     threads: int
@@ -38,6 +41,10 @@ class Run:
     scratch_exact: bool = True
     errors: dict[str, float] = field(default_factory=dict)
     not_run: str | None = None
+    cpu: list[float] = field(default_factory=list)
+
+    def times(self, by: str) -> list[float]:
+        return self.seconds if by == WALL else self.cpu
 
     @property
     def sizes(self) -> str:
@@ -69,24 +76,25 @@ def ratio(theirs: Sequence[float], ours: Sequence[float], seed: int = 0) -> Inte
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
-def fastest(runs: Sequence[Run], *kinds: str) -> Run | None:
-    of_kind = [run for run in runs if run.kind in kinds and run.seconds and not run.not_run]
-    return min(of_kind, key=lambda run: quartiles(run.seconds).median, default=None)
+def fastest(runs: Sequence[Run], *kinds: str, by: str = WALL) -> Run | None:
+    of_kind = [run for run in runs if run.kind in kinds and run.times(by) and not run.not_run]
+    return min(of_kind, key=lambda run: quartiles(run.times(by)).median, default=None)
 
 
-def compare(runs: Sequence[Run], ours: str) -> dict[str, Any] | None:
+def compare(runs: Sequence[Run], ours: str, by: str = WALL) -> dict[str, Any] | None:
     """Our contestant against eager, the fastest peer and the fastest limit, among the runs of one group and setting."""
-    mine = next((run for run in runs if run.contestant == ours and run.seconds and not run.not_run), None)
+    mine = next((run for run in runs if run.contestant == ours and run.times(by) and not run.not_run), None)
     if mine is None:
         return None
     answer: dict[str, Any] = {"contestant": ours, "case": mine.case, "threads": mine.threads, "setting": mine.setting}
-    against = {"eager": fastest(runs, "eager"), "best peer": fastest(runs, "peer")}
+    answer["by"] = by
+    against = {"eager": fastest(runs, "eager", by=by), "best peer": fastest(runs, "peer", by=by)}
     for name, other in against.items():
         if other:
-            answer[name] = {"contestant": other.contestant, **asdict(ratio(other.seconds, mine.seconds))}
-    limit = fastest(runs, "limit")
+            answer[name] = {"contestant": other.contestant, **asdict(ratio(other.times(by), mine.times(by)))}
+    limit = fastest(runs, "limit", by=by)
     if limit:
-        answer["efficiency"] = {"contestant": limit.contestant, **asdict(ratio(limit.seconds, mine.seconds))}
+        answer["efficiency"] = {"contestant": limit.contestant, **asdict(ratio(limit.times(by), mine.times(by)))}
     plain = against["eager"]
     if plain and plain.scratch and mine.scratch is not None:
         answer["scratch of eager's"] = mine.scratch / plain.scratch

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.comparison import Run, compare, holds_in_every_setting, quartiles
+from benchmarks.comparison import CLOCKS, Run, compare, holds_in_every_setting, quartiles
 from benchmarks.contestants import OURS
 from benchmarks.gate import Verdict
 
@@ -57,14 +57,14 @@ def machine() -> dict[str, Any]:
 
 
 def comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Ours against the others, for every case, number of threads and memory setting."""
+    """Ours against the others, for every case, number of threads, memory setting and clock."""
     found = []
     for _, group in grouped(runs):
         for setting in dict.fromkeys(run.setting for run in group):
-            one = compare([run for run in group if run.setting == setting], OURS)
-            found += [one] if one else []
-            binary = None if one else compare([run for run in group if run.setting == setting], f"{OURS} functional")
-            found += [binary] if binary else []
+            same = [run for run in group if run.setting == setting]
+            for by in CLOCKS:
+                one = compare(same, OURS, by) or compare(same, f"{OURS} functional", by)
+                found += [one] if one else []
     return found
 
 
@@ -120,17 +120,17 @@ def print_comparisons(found: Sequence[dict[str, Any]], console: Console) -> None
     for column in names:
         table.add_column(column)
 
-    def key(c: dict[str, Any]) -> tuple[str, int]:
+    def key(c: dict[str, Any]) -> tuple[str, int, str]:
         case = c["case"]
         sizes = "x".join(str(case[n]) for n in ("rows", "features", "classes") if case[n] > 1)
-        return f"{sizes} {case['dtype']} {case['target']}", c["threads"]
+        return f"{sizes} {case['dtype']} {case['target']}", c["threads"], c["by"]
 
-    for (case, threads), group in groupby(sorted(found, key=key), key=key):
+    for (case, threads, by), group in groupby(sorted(found, key=key), key=key):
         same = list(group)
         for c in same:
             share, error = c.get("scratch of eager's"), c.get("error of eager's")
             table.add_row(
-                f"{case}, {threads} thread(s)",
+                f"{case}, {threads} thread(s), {by}",
                 c["setting"],
                 text(c.get("efficiency")),
                 text(c.get("eager"), others=False),

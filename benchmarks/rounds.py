@@ -144,6 +144,7 @@ def measure(
                 answer = ask(name, "time")
                 if "seconds" in answer:
                     runs[name].seconds.append(answer["seconds"])
+                    runs[name].cpu.append(answer["cpu"])
         for name in [name for name in names if not runs[name].not_run]:
             peak = ask(name, "peak")
             runs[name].scratch, runs[name].scratch_exact = peak.get("scratch"), peak.get("exact", True)

@@ -1,8 +1,8 @@
 """One contestant on one case, in a process of its own: it answers one command a line with one line of JSON.
 
-`time` runs once and answers the seconds; `peak` answers the scratch of further calls in bytes; `errors` runs once more
-and compares with the float64 reference.  The gradients of a call are dropped before the next, outside its time: a
-buffer that was returned as a gradient is never used again.
+`time` runs once and answers the seconds by the wall and by the processors; `peak` answers the scratch of further calls in
+bytes; `errors` runs once more and compares with the float64 reference.  The gradients of a call are dropped before the
+next, outside its time: a buffer that was returned as a gradient is never used again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Worker:
             self.run()
             self.drop()
         self.scratch = Scratch()
-        return {"warm-up": self.run()}
+        return {"warm-up": self.run()[0]}
 
     def rest(self) -> None:
         """Give up what the others may need while they run: the gradients, and the inputs where all do not fit."""
@@ -65,17 +65,18 @@ class Worker:
         if refill is not None:
             refill()
 
-    def run(self) -> float:
+    def run(self) -> tuple[float, float]:
         self.drop()
         if self.call is None:
             self.load()
         assert self.call is not None
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         self.outcome = self.call()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - before
 
     def time(self) -> dict[str, Any]:
-        return {"seconds": self.run()}
+        seconds, cpu = self.run()
+        return {"seconds": seconds, "cpu": cpu}
 
     def peak(self) -> dict[str, Any]:
         assert self.scratch is not None

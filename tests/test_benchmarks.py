@@ -229,7 +229,7 @@ def test_workers_measure_everything_that_is_promised(tmp_path: Path) -> None:
     assert not folder.exists()
     by_name = {run.contestant: run for run in runs}
     assert {name: run.not_run for name, run in by_name.items() if run.not_run} == {"copy": "is for given logits"}
-    assert all(len(by_name[name].seconds) == 2 for name in names[:2])
+    assert all(len(by_name[name].seconds) == len(by_name[name].cpu) == 2 for name in names[:2])
     for name in ("likely", "eager"):
         assert set(by_name[name].errors) == {"loss", "dx", "dW"}
         assert max(by_name[name].errors.values()) < ERRORS["float32"]
