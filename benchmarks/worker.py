@@ -1,8 +1,8 @@
 """One contestant on one case, in a process of its own: it answers one command a line with one line of JSON.
 
-`time` runs once and answers the seconds by the wall and by the processors; `peak` answers the scratch of further calls in
-bytes; `errors` runs once more and compares with the float64 reference.  The gradients of a call are dropped before the
-next, outside its time: a buffer that was returned as a gradient is never used again.
+`time` runs once and answers the seconds by the wall and by the processors; `peak` answers the scratch of further calls
+in bytes; `errors` runs once more and compares with the float64 reference.  The gradients of a call are dropped before
+the next, outside its time: a buffer that was returned as a gradient is never used again.
 """
 
 from __future__ import annotations

@@ -240,7 +240,8 @@ def test_workers_measure_everything_that_is_promised(tmp_path: Path) -> None:
     written = json.loads(path.read_text())
     assert written.keys() == {"benchmark", "machine", "tests", "runs", "comparisons"}
     assert written["machine"]["row pass of likely"] == report.row_pass()
-    (comparison,) = written["comparisons"]
+    comparison, by_processors = written["comparisons"]
+    assert [comparison["by"], by_processors["by"]] == ["wall", "processors"]
     assert {"eager", "scratch of eager's", "error of eager's", "threads", "setting"} < comparison.keys()
     assert len(written["runs"]) == len(names)
 
