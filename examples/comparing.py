@@ -1,4 +1,4 @@
-"""What the demonstrations share: a student trained and measured, and measurements joined over folds or seeds."""
+"""What the demonstrations share: measurements joined over folds or seeds, and how they are shown."""
 
 from __future__ import annotations
 
@@ -12,54 +12,12 @@ from typing import Any
 import numpy as np
 
 from likely.cli.output import print_table
-from likely.data.examples import Examples
-from likely.networks import Network
-from likely.networks.load import load_network
-from likely.training import checkpoints
 from likely.training.comparison import Comparison
-from likely.training.loop import Trained, train
 from likely.training.measure import Measured
 from likely.training.network_report import report
-from likely.training.network_run import loss_on
-from likely.training.settings import Settings
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 PER_EXAMPLE = ("example_group", "example_bytes")
-
-
-def best(
-    student: str,
-    examples: Examples,
-    candidates: Sequence[Settings],
-    out: Path,
-    *,
-    teacher: Any = None,
-    validation: Examples | None = None,
-    validation_teacher: Any = None,
-) -> Network:
-    """Train a student with each of the settings, and give the one whose own loss on the validation part is least."""
-    found: list[tuple[float, Trained]] = []
-    for number, settings in enumerate(candidates):
-        network = load_network(student, examples=examples, trainable=True, seed=settings.seed)
-        trained = train(
-            network,
-            examples,
-            settings,
-            teacher=teacher if settings.soft_weight else None,
-            validation=validation,
-            validation_teacher=validation_teacher if settings.soft_weight else None,
-            out=out / str(number),
-            progress=False,
-        )
-        found.append((loss_on(trained.validation, settings), trained))
-    trained = min(found, key=lambda one: one[0])[1]
-    if len(candidates) > 1:
-        network = load_network(student, examples=examples, trainable=True, seed=candidates[0].seed)
-        last = checkpoints.newest(trained.out / "checkpoints")
-        assert last is not None
-        assert network.module is not None
-        checkpoints.load(last, network.module)
-    return network
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
@@ -87,20 +45,25 @@ def present(
     comparisons: Mapping[str, Comparison],
     out: Path,
     tables: Mapping[str, Table],
+    measure: str,
     **more: Any,
 ) -> Comparison:
     """Print the numbers, the differences to each reference and what may be concluded, and write the report of it all.
+
+    The page opens with what each comparison says in one measure.
 
     Args:
         about: what was done: names with their values.
         comparisons: by heading; the page is of the last one, and shows the differences of the others.
         tables: more of them, by heading.
+        measure: one of `likely.training.comparison.MEASURES`.
         more: what `likely.training.network_report.report` takes.
 
     Returns: the last comparison.
     """
     last = list(comparisons.values())[-1]
-    page = report(last, title=title, about=about, **more)
+    opening = " ".join(f"{heading}: {comparison.summary(measure)}" for heading, comparison in comparisons.items())
+    page = report(last, title=title, summary=opening, about=about, **more)
     print(*(f"{name}: {value}" for name, value in about.items()), "", sep="\n")
     print_table(*last.table())
     for heading, comparison in comparisons.items():

@@ -24,17 +24,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from examples.comparing import best, command, joined, present
+from examples.comparing import command, joined, present
 from examples.fetch import PACKAGES, fetch
 from likely import Logits
 from likely.data.examples import Batch, Labelled
 from likely.forms import Dense
 from likely.measures import estimate
 from likely.networks import Identity
+from likely.networks.load import load_network
 from likely.teachers.capture import capture
 from likely.teachers.record import Record
 from likely.training.comparison import Comparison, compare
 from likely.training.measure import Measured, measure
+from likely.training.network_report import words
+from likely.training.network_run import tune
 from likely.training.parts import RecordPart, split
 from likely.training.settings import Settings
 
@@ -73,7 +76,7 @@ def files(sources: Sequence[str] = SOURCES, limit: int | None = None) -> Labelle
 
     Their types are the teacher's to say: no file has a label.
     """
-    found: dict[str, NDArray[np.int16]] = {}
+    found: dict[str, tuple[NDArray[np.int16], str]] = {}
     counts: dict[tuple[Any, ...], int] = {}
     for source in sources:
         root = fetch(source)
@@ -85,10 +88,10 @@ def files(sources: Sequence[str] = SOURCES, limit: int | None = None) -> Labelle
             counts[kind] = counts.get(kind, 0) + 1
             if counts[kind] <= PER_FOLDER:
                 content = path.read_bytes()
-                found[hashlib.sha256(content).hexdigest()] = ends(content)
+                found[hashlib.sha256(content).hexdigest()] = ends(content), inside.as_posix()
     order = sorted(found)[:limit]  # by checksum: as good as drawn, and the same everywhere
-    items = [found[checksum] for checksum in order]
-    return Labelled.of(items, _bytes, [item.tobytes() for item in items], classes=types())
+    items, names = zip(*(found[checksum] for checksum in order))
+    return Labelled.of(items, _bytes, [item.tobytes() for item in items], classes=types(), names=names)
 
 
 def _bytes(items: Sequence[NDArray[np.int16]]) -> dict[str, Tensor]:
@@ -186,14 +189,16 @@ def run(out: Path, small: bool = False) -> Comparison:
     record = capture(live, examples, "dense", out / "record", batch_size=32)
     examples = decided(examples, record)
     tested, chosen_by, learnt = split(examples.groups, (0.25, 0.1))
+    data = examples.subset(learnt)
     parts = {name: RecordPart(record, examples, part) for name, part in (("train", learnt), ("choose", chosen_by))}
     measured: dict[str, list[Measured]] = {SOFT: [], HARD: []}
     for seed in (0,) if small else (0, 1, 2):
         for name, found in measured.items():
+            soft = name == SOFT
             grid = [
                 Settings(
-                    hard_weight=float(name == HARD),
-                    soft_weight=float(name == SOFT),
+                    hard_weight=float(not soft),
+                    soft_weight=float(soft),
                     learning_rate=2e-3,
                     weight_decay=decay,
                     epochs=8 if small else 15,
@@ -201,17 +206,21 @@ def run(out: Path, small: bool = False) -> Comparison:
                 )
                 for decay in ((0.1,) if small else (0.1, 1.0))
             ]
-            network = best(
-                "examples.file_types:student",
-                examples.subset(learnt),
+            tuned = tune(
+                f"{seed} {name}",
+                functools.partial(
+                    load_network, "examples.file_types:student", examples=data, trainable=True, seed=seed
+                ),
+                data,
                 grid,
-                out / "runs" / f"{seed}-{name}",
-                teacher=parts["train"],
+                out / "runs",
+                teacher=parts["train"] if soft else None,
                 validation=examples.subset(chosen_by),
-                validation_teacher=parts["choose"],
+                validation_teacher=parts["choose"] if soft else None,
+                progress=False,
             )
             part = RecordPart(record, examples, tested)
-            found.append(measure(network, examples.subset(tested), teacher=part, batch_size=64))
+            found.append(measure(tuned.network, examples.subset(tested), teacher=part, batch_size=64))
     whole = {name: joined(found) for name, found in measured.items()}
     return present(
         "File types: fidelity by class",
@@ -225,6 +234,8 @@ def run(out: Path, small: bool = False) -> Comparison:
         {"Distributions or decisions": compare(whole, reference=HARD)},
         out,
         {"By type, KL in nats": by_type(whole)},
+        "kl",
+        **words(examples.subset(tested * len(measured[SOFT]))),
     )
 
 

@@ -17,7 +17,7 @@ import json
 import platform
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from examples import character_model, smollm2
-from examples.comparing import best, command, joined, present
+from examples.comparing import command, joined, present
 from likely.data.examples import Batch
 from likely.data.texts import Tokens, load_tokenizer, plain_documents, tokenizer_hash
 from likely.heads import Linear
@@ -37,6 +37,8 @@ from likely.teachers.capture import capture
 from likely.teachers.record import Record
 from likely.training.comparison import Comparison, compare
 from likely.training.measure import Measured, measure
+from likely.training.network_report import words
+from likely.training.network_run import tune
 from likely.training.settings import Settings
 
 FULL, LABELS = "the whole teacher", "labels"
@@ -81,8 +83,8 @@ def sources(count: int, characters: int, skip: int = 0) -> list[tuple[str, str]]
     return long[skip : skip + count]
 
 
-Parts = tuple[Network, Tokens, Tokens, str, dict[int, str]]
-"""The teacher, what is learnt from it, what it is measured on, the student, and what its classes are called."""
+Parts = tuple[Network, Tokens, Tokens, str, Callable[[Sequence[int]], str]]
+"""The teacher, what is learnt from it, what it is measured on, the student, and what makes a text of tokens."""
 
 
 class Remembered:
@@ -131,16 +133,19 @@ def smollm2_and_data(setting: Setting, out: Path) -> Parts:
         return Tokens.of(plain_documents(texts, tokenizer), max_length=129, tokenizer=tokenizer_hash(tokenizer))
 
     learnt, tested = sources(*setting.learnt), sources(*setting.tested, skip=setting.learnt[0])
-    names = dict(enumerate(map(repr, tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))))
-    return load_network(folder), tokens(learnt), tokens(tested), str(student), names
+    return load_network(folder), tokens(learnt), tokens(tested), str(student), tokenizer.decode
 
 
 def characters_and_data(setting: Setting) -> Parts:
     """The character model and its data; the student is a Python entry."""
     learnt, tested = sources(*setting.learnt), sources(*setting.tested, skip=setting.learnt[0])
     data, test = character_model.characters(learnt), character_model.characters(tested)
-    names = {number: repr(character) for character, number in character_model.vocabulary().items()}
-    return character_model.teacher(), data, test, "examples.character_model:student", names
+    known = {number: character for character, number in character_model.vocabulary().items()}
+
+    def decode(numbers: Sequence[int]) -> str:
+        return "".join(known.get(number, "\N{REPLACEMENT CHARACTER}") for number in numbers)
+
+    return character_model.teacher(), data, test, "examples.character_model:student", decode
 
 
 def one_seed(
@@ -157,8 +162,15 @@ def one_seed(
             **setting.training,
         )
         began = time.perf_counter()
-        place = out / f"{seed}-{name}".replace(" ", "-").replace(":", "-")
-        found[name] = best(student, data, [settings], place, teacher=records.get(name, teacher))
+        found[name] = tune(
+            f"{seed} {name}",
+            lambda: load_network(student, examples=data, trainable=True, seed=seed),
+            data,
+            [settings],
+            out,
+            teacher=None if name == LABELS else records.get(name, teacher),
+            progress=False,
+        ).network
         print(f"seed {seed}, {name}: {time.perf_counter() - began:.0f} s", flush=True)
     return found
 
@@ -167,7 +179,7 @@ def run(out: Path, small: bool = False) -> Comparison:
     """The whole demonstration: its tables on the terminal, its report and its runs in a folder."""
     setting = SMALL if small else WHOLE
     out.mkdir(parents=True, exist_ok=True)
-    network, data, test, student, names = characters_and_data(setting) if small else smollm2_and_data(setting, out)
+    network, data, test, student, decode = characters_and_data(setting) if small else smollm2_and_data(setting, out)
     teacher = Remembered(network)
     print(f"{data.row_counts.sum():,} tokens to learn, {test.row_counts.sum():,} to be tested on", flush=True)
     records = {}
@@ -193,7 +205,8 @@ def run(out: Path, small: bool = False) -> Comparison:
         {"Excess over full distillation": compare(whole, reference=FULL)},
         out,
         {"Records": sizes(records, data), "Excess KL by seed, in nats": by_seed(measured)},
-        class_name=lambda number: names.get(number, str(number)),
+        "kl",
+        **words(test.subset([*range(len(test))] * len(setting.seeds)), decode),
     )
 
 

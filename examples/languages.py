@@ -24,18 +24,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from examples.comparing import best, command, joined, present
+from examples.comparing import command, joined, present
 from examples.fetch import PACKAGES, fetch
 from likely import Logits
 from likely.data.examples import Batch, Labelled
 from likely.measures import estimate
 from likely.networks import Identity
+from likely.networks.load import load_network
 from likely.teachers.capture import capture
 from likely.teachers.record import Record
 from likely.training.comparison import Comparison, compare
 from likely.training.measure import Measured, measure
+from likely.training.network_report import words
+from likely.training.network_run import tune
 from likely.training.parts import RecordPart, split
 from likely.training.settings import Settings
 
@@ -174,16 +178,21 @@ def few(examples: Labelled, seed: int) -> Labelled:
     return examples.subset(sorted(chosen))
 
 
-def one_fold(examples: Labelled, record: Record, fold: int, rates: Sequence[float], out: Path) -> dict[str, Measured]:
-    """Train on the messages of the other folds, choose the learning rate on some of them, and measure on this one."""
+def parted(examples: Labelled, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The strings of a fold's messages, and all others."""
     order = np.random.default_rng(0).permutation(np.unique(examples.groups))
     in_fold = np.isin(examples.groups, order[fold::FOLDS])
-    test, others = np.flatnonzero(in_fold).tolist(), np.flatnonzero(~in_fold)
+    return np.flatnonzero(in_fold), np.flatnonzero(~in_fold)
+
+
+def one_fold(examples: Labelled, record: Record, fold: int, rates: Sequence[float], out: Path) -> dict[str, Measured]:
+    """Train on the messages of the other folds, choose the learning rate on some of them, and measure on this one."""
+    test, others = parted(examples, fold)
     chosen_by, learnt = (others[part].tolist() for part in split(examples.groups[others], (0.1,), fold))
     data, validation = examples.subset(learnt), examples.subset(chosen_by)
     records = [RecordPart(record, examples, part) for part in (learnt, chosen_by)]
     weights = {FEW: (1, 0), ONLY: (0, 1), ALL: (1, 0), BOTH: (0.5, 0.5)}
-    live, measured = teacher(examples), {}
+    live, tested, measured = teacher(examples), examples.subset(test.tolist()), {}
     for name, (hard, soft) in weights.items():
         grid = [
             Settings(
@@ -198,17 +207,19 @@ def one_fold(examples: Labelled, record: Record, fold: int, rates: Sequence[floa
             )
             for rate in rates
         ]
-        network = best(
-            "examples.languages:student",
+        tuned = tune(
+            f"{fold} {name}",
+            lambda: load_network("examples.languages:student", examples=data, trainable=True, seed=fold),
             few(data, fold) if name == FEW else data,
             grid,
-            out / f"{fold} {name}".replace(" ", "-"),
-            teacher=records[0],
+            out,
+            teacher=records[0] if soft else None,
             validation=validation,
-            validation_teacher=records[1],
+            validation_teacher=records[1] if soft else None,
+            progress=False,
         )
-        measured[name] = measure(network, examples.subset(test), teacher=live, batch_size=512)
-    return {TEACHER: measure(live, examples.subset(test), teacher=live, batch_size=512), **measured}
+        measured[name] = measure(tuned.network, tested, teacher=live, batch_size=512)
+    return {TEACHER: measure(live, tested, teacher=live, batch_size=512), **measured}
 
 
 def by_language(measured: Mapping[str, Measured], examples: Labelled) -> tuple[list[str], list[list[Any]]]:
@@ -249,6 +260,8 @@ def run(out: Path, small: bool = False) -> Comparison:
         },
         out,
         {"By language, in nats": by_language(measured, examples)},
+        "nll",
+        **words(examples.subset([at for fold in folds for at in parted(examples, fold)[0].tolist()])),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_a_live_teacher(likely_cli: Likely, table: Path, teacher: Path, tmp_path
         assert words in shown.out
     assert {"student", "labels-only", "metrics.json", "report.html", "settings.yaml", "runs"} <= files(out)
     assert not list(out.glob("runs/*/checkpoints"))
+    assert re.search(r'<th scope="row">row \d+</th>', (out / "report.html").read_text())  # which row of the table
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["command"] == "distill"
     assert metrics["examples"] == {"train": 64, "validation": 8, "test": 8}

@@ -159,7 +159,7 @@ def test_loading_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name, message in (
         ("kl_div", "is not package.module:name"),
         ("nowhere.at_all:x", "there is no module nowhere"),
-        ("lost_and_found:Losses.none", "has no none"),
+        ("lost_and_found:Losses.none", "has no Losses.none"),
     ):
         with pytest.raises(ValueError, match=message):
             load(name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from likely.data.examples import Batch, Labelled
@@ -267,8 +270,33 @@ def test_an_entry_gives_a_module_or_a_network(entries: str, tmp_path: Path) -> N
     assert load_network(f"{entries}:module", examples=examples.subset([0])).classes == CLASSES
     (tmp_path / "out").mkdir()
     network.save(tmp_path / "out")
-    with pytest.raises(ValueError, match="made by the entry 'own_entries:module', which is only run where it is named"):
-        load_network(tmp_path / "out")
+
+
+def test_the_weights_of_an_entry_are_loaded_where_its_code_is_named(entries: str, tmp_path: Path) -> None:
+    examples, name, folder = table(), f"{entries}:module", tmp_path / "out"
+    folder.mkdir()
+    network = load_network(name, examples=examples, seed=3)
+    network.save(folder)
+    said = f"{name!r}, which is only run where it is named; if it is yours, give package.module:function={folder}"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_network(folder)
+    again = load_network(f"{name}={folder}", examples=examples, seed=4)
+    assert again.identity == network.identity != load_network(name, examples=examples, seed=4).identity
+    assert again.module is not None
+    assert not any(p.requires_grad for p in again.module.parameters())
+    assert load_network(f"{name}={folder}", examples=examples, trainable=True).identity == network.identity
+    unlabelled = replace(examples, classes=None)
+    assert load_network(f"{name}={folder}", examples=unlabelled).classes == network.classes
+    with pytest.raises(ValueError, match="was saved by 'own_entries:module', not by the entry 'own_entries:busy'"):
+        load_network(f"{entries}:busy={folder}", examples=examples)
+    with pytest.raises(FileNotFoundError, match=r"the folder holds no network\.json"):
+        load_network(f"{name}={tmp_path / 'none'}", examples=examples)
+    save_file({"weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="its weights do not fit own_entries:module"):
+        load_network(f"{name}={folder}", examples=examples)
+    (folder / "network.json").write_text("[")
+    with pytest.raises(ValueError, match=r"its network\.json cannot be read"):
+        load_network(f"{name}={folder}", examples=examples)
 
 
 def test_entries_that_are_none_say_so(entries: str) -> None:

@@ -215,6 +215,24 @@ def test_no_significant_gain_is_said_with_its_interval() -> None:
     assert not any("gains over" in sentence for sentence in found.sentences())
 
 
+def test_all_that_are_compared_are_told_in_one_sentence() -> None:
+    make = np.random.default_rng(7)
+    by = {"full": 0.0, "top": 0.25, "far": 0.5, "near": -0.125, "twin": 0.0}
+    found = compare(
+        {
+            name: made(1 + more + 0.01 * make.random(200), np.arange(200), kl=[1 + more] * 200, name=name)
+            for name, more in by.items()
+        },
+        reference="full",
+    )
+    assert found.summary("kl") == (
+        "KL from the teacher in nats, less that of “full”: worse for “top” +0.2500 [+0.2500, +0.2500], “far” +0.5000 "
+        "[+0.5000, +0.5000]; better for “near” −0.1250 [−0.1250, −0.1250]; not established for “twin” +0 [+0, +0]."
+    )
+    assert found.summary("nll").startswith("NLL of the labels in nats, less that of “full”: worse for “top” +0.2")
+    assert found.summary("perplexity") == "perplexity, less that of “full”: not known of any."
+
+
 def test_a_network_against_itself_shows_no_gain() -> None:
     data, teacher = Rows(E=40), Toy(seed=2)
     student = measure(Toy(seed=1), data, teacher=teacher)

@@ -28,7 +28,7 @@ def capture(
         typer.Option(
             "--teacher",
             "-t",
-            metavar="DIR|FILE|MODULE:FUNCTION",
+            metavar="DIR|FILE|MODULE:FUNCTION[=DIR]",
             help="A folder of transformers, an .onnx or .skops file, a saved estimator, or a Python entry.",
         ),
     ] = None,
@@ -148,14 +148,14 @@ def _capture(
     import torch
 
     from likely.data.loading import load_examples
-    from likely.networks.load import load_network
+    from likely.networks.load import load_network, path_of
     from likely.networks.pretrained import own_tokenizer
     from likely.teachers.capture import capture as take
     from likely.teachers.keep import Keep
     from likely.teachers.replacing import replaced, require_replaceable
 
     kept = Keep.parse(keep)
-    output.refuse_inputs_inside(out, Path(data), Path(teacher))
+    output.refuse_inputs_inside(out, Path(data), path_of(teacher) or Path(teacher))
     if Path(data).is_dir() and Path(data).resolve() in out.resolve().parents:
         raise ValueError(f"--out: {out} lies in the data, {data}, and would be read as such; choose another folder")
     if overwrite:

@@ -67,10 +67,11 @@ def settings_of(config: Path | None, given: Mapping[str, Any]) -> Run:
 
 def distill_networks(run: Run, *, overwrite: bool, as_json: bool) -> None:
     """Run it, and show what came of it."""
+    from likely.networks.load import path_of
     from likely.training.network_run import distil
 
-    inputs = [Path(name) for name in (run.data, run.teacher, run.student) if name is not None and Path(name).exists()]
-    output.refuse_inputs_inside(Path(run.out), *inputs)
+    inputs = [path_of(name) for name in (run.data, run.teacher, run.student) if name is not None]
+    output.refuse_inputs_inside(Path(run.out), *(path for path in inputs if path is not None))
     try:
         done = distil(run, overwrite=overwrite, stamp=output.stamp("distill"), write_metrics=output.write_metrics)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def fit(
     table = read_table(data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        fitted = regress(table, target, **settings, random_state=seed)
+        fitted = regress(table, target, **settings, random_state=seed, verbose=int(sys.stderr.isatty()))
     for warning in caught:
         output.note(f"warning: {warning.message}")
     model = fitted.model

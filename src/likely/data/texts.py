@@ -252,6 +252,13 @@ class Tokens:
         example_N = torch.from_numpy(at)[rows_N // max(L, 1)]
         return Batch({"input_ids": ids_BL, "attention_mask": mask_BL}, labels_N, example_N, rows_N)
 
+    def before(self, example: int, row: int, most: int = 24) -> NDArray[np.int64]:
+        """The tokens of a stretch that stand before the one which a row of it predicts, `most` of them at most."""
+        start = int(self.starts[example])
+        counted = np.flatnonzero(self.labels[start + 1 : start + int(self.lengths[example])] != IGNORED)
+        at = start + 1 + int(counted[row])
+        return self.ids[max(start, at - most) : at]
+
     def subset(self, indices: Sequence[int]) -> Tokens:
         at = np.asarray(indices, dtype=np.int64)
         names = None if self.names is None else tuple(self.names[i] for i in at)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +15,7 @@ from likely.doctor.binding import bind
 from likely.doctor.findings import Examination, Finding
 from likely.doctor.study import Expected, Study, prepare
 from likely.doctor.value_checks import said
+from likely.networks.entry import imported
 
 CHECKS: dict[str, Callable[[Study], Finding]] = {
     check.__name__: check
@@ -146,13 +144,9 @@ def load(name: str) -> Any:
     """
     module_name, _, path = name.partition(":")
     require(bool(module_name and path), f"{name}: is not package.module:name")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
+        found = imported(name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{name}: there is no module {error.name}; is its folder the current one?") from None
-    for part in path.split("."):
-        require(hasattr(found, part), f"{name}: {module_name} has no {part}")
-        found = getattr(found, part)
+    require(found is not None, f"{name}: {module_name} has no {path}")
     return found

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from likely._checks import require
@@ -24,11 +25,31 @@ from likely.heads import Head, Logits
 from likely.networks import Identity, Network, require_readable, weights_hash
 
 
+def imported(name: str) -> Any:
+    """What `package.module:name` names, from where Python finds it, the current folder last. Importing runs its code.
+
+    Returns: None where the module has no such attribute; that of an attribute is `package.module:name.its`.
+
+    Raises: ModuleNotFoundError.
+
+    >>> imported("math:pi"), imported("math:e.real"), imported("math:absent")
+    (3.141592653589793, 2.718281828459045, None)
+    """
+    module_name, _, path = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    found: Any = importlib.import_module(module_name)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def entry_network(
     name: str,
     examples: Examples | None = None,
     classes: tuple[str, ...] | None = None,
     *,
+    weights: Path | None = None,
     trainable: bool = False,
     seed: int = 0,
 ) -> Network:
@@ -37,30 +58,45 @@ def entry_network(
     The module is imported from where Python finds it, the current folder last.  A torch module maps those inputs of a
     batch that its `forward` has parameters for to logits, (B, C) or (B, L, C), and is wrapped as `ModuleNetwork`.
 
+    Args:
+        name: of the function.
+        examples: what it is given, and is to read.
+        classes: the names of the classes; by default those of the weights' folder, else those of the examples.
+        weights: a folder that such a network was saved into: its module takes the weights from there.
+        trainable: whether its parameters ask for gradients.
+        seed: of random weights.
+
     Raises: ImportError where the module or the function is not there; TypeError for what is no network; ValueError for
-        one that cannot read the examples.
+        one that cannot read the examples, or weights that another function's network was saved with, or that do not
+        fit; FileNotFoundError where there are none.
     """
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    about = {} if weights is None else _saved(weights, name)
     try:
-        module = importlib.import_module(module_name)
+        function = imported(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{name}: {error}; it is imported from the current folder or an installed package") from error
-    function = getattr(module, function_name, None)
+    module_name, _, function_name = name.partition(":")
     require(callable(function), f"{name}: {module_name} has no function {function_name!r}", ImportError)
-    assert function is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = function(examples)
     if isinstance(made, torch.nn.Module) and not hasattr(made, "head"):
-        made = ModuleNetwork(made, name, classes or (None if examples is None else examples.classes), examples)
+        own = tuple(about["classes"]) if isinstance(about.get("classes"), list) else None
+        made = ModuleNetwork(made, name, classes or own or (None if examples is None else examples.classes), examples)
     missing = [one for one in ("head", "classes", "identity") if not hasattr(made, one)]
     require(
         not missing,
         f"{name}: returned a {type(made).__name__}, which has no {missing[:1]}; return a torch module or a Network",
         TypeError,
     )
+    if weights is not None:
+        require(made.module is not None, f"{name}: has no torch module that could take the weights of {weights}")
+        try:
+            made.module.load_state_dict(load_file(weights / "model.safetensors"))
+        except (RuntimeError, SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{weights}: its weights do not fit {name} ({' '.join(str(error).split())[:300]})"
+            ) from None
     if made.module is not None:
         made.module.eval()
         if not trainable:  # a student's parameters stay as the function has left them
@@ -68,6 +104,21 @@ def entry_network(
     require(not trainable or made.module is not None, f"{name}: has no torch module; it cannot be trained")
     require_readable(made, examples, name)
     return made
+
+
+def _saved(folder: Path, name: str) -> Mapping[str, Any]:
+    """What `network.json` says of the network of an entry, of which the code is not in the folder."""
+    for file in ("network.json", "model.safetensors"):
+        require((folder / file).is_file(), f"{name}={folder}: the folder holds no {file}", FileNotFoundError)
+    try:
+        about: Mapping[str, Any] = dict(json.loads((folder / "network.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: its network.json cannot be read ({error})") from None
+    require(
+        (about.get("kind"), about.get("name")) == ("entry", name),
+        f"{folder}: was saved by {about.get('name', about.get('kind'))!r}, not by the entry {name!r}",
+    )
+    return about
 
 
 class ModuleNetwork:

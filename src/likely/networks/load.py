@@ -15,7 +15,7 @@ from likely.networks import Network, require_readable
 
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".pt2", ".ckpt", ".bin")
 """Files that run code when they are read."""
-ENTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+ENTRY = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?:=(.+))?")
 SMALL = re.compile(r"linear|mlp:\d+")
 
 
@@ -44,6 +44,7 @@ def load_network(
     a folder with network.json  such a one, saved
     `package.module:function`   what that function makes of the examples: a Network, or a torch module that maps the
                                 inputs to logits. Its module is imported, and only when it is named so
+    `package….:function=FOLDER` the same, with the weights that such a network was saved with in the folder
     ==========================  =======================================================================================
 
     Nothing is fetched, and no code is run that a file holds: pickles are refused.
@@ -77,10 +78,12 @@ def load_network(
         from likely.networks.small import small_network
 
         return small_network(text, examples, named, seed=seed, trainable=trainable)
-    if not path.exists() and ENTRY.fullmatch(text):
+    entry = None if path.exists() else ENTRY.fullmatch(text)
+    if entry is not None:
         from likely.networks.entry import entry_network
 
-        return entry_network(text, examples, named, trainable=trainable, seed=seed)
+        weights = None if entry[2] is None else Path(entry[2])
+        return entry_network(entry[1], examples, named, weights=weights, trainable=trainable, seed=seed)
     require(
         path.exists(),
         f"{text}: is no file or folder here, and nothing is fetched; a network is a folder, a file, linear, mlp:H, or "
@@ -133,6 +136,17 @@ def _from_path(
 
 
 _FIXED = "{}: can be a teacher, and cannot be trained"
+
+
+def path_of(name: str) -> Path | None:
+    """The file or folder that a network of this name is read from, None where there is none.
+
+    >>> path_of("linear"), str(path_of("my.models:student=."))
+    (None, '.')
+    """
+    entry = None if Path(name).exists() else ENTRY.fullmatch(name)
+    path = Path(name if entry is None or entry[2] is None else entry[2])
+    return path if path.exists() else None
 
 
 def read_classes(given: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:

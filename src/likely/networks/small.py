@@ -225,20 +225,24 @@ def saved_network(folder: Path, *, trainable: bool = False) -> Small:
 
     Raises: ValueError where the folder holds another one, or a damaged one.
     """
+    unread = f"{folder}: holds no network that can be read"
     try:
-        about: Mapping[str, Any] = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        about: Mapping[str, Any] = dict(json.loads((folder / "network.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{unread} ({error})") from None
+    entry = about.get("name") if about.get("kind") == "entry" else None
+    require(
+        entry is None,
+        f"{folder}: was made by the entry {entry!r}, which is only run where it is named; if it is yours, give "
+        f"package.module:function={folder}",
+    )
+    try:
         require(about["format"] == 1, f"its format is {about['format']}; this version of likely reads 1")
-        require(
-            re.fullmatch(r"linear|mlp:\d+", about["kind"]) is not None,
-            f"it was made by the entry {about.get('name')!r}, which is only run where it is named; give that, and load "
-            "model.safetensors into its module",
-        )
+        require(re.fullmatch(r"linear|mlp:\d+", about["kind"]) is not None, f"its kind is {about['kind']!r}")
         classes = about["classes"] if isinstance(about["classes"], int) else tuple(about["classes"])
         network = Small(about["kind"], about["reads"], classes, about["size"])
         network.module.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: holds no network that can be read ({' '.join(str(error).split())[:300]})"
-        ) from None
+        raise ValueError(f"{unread} ({' '.join(str(error).split())[:300]})") from None
     network.module.requires_grad_(trainable)
     return network

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from likely._checks import require
+from likely._memory import empty
 from likely.heads import Head
 
 KINDS = "'dense', 'top:K', 'top:K+tail', 'samples:N' or 'hybrid:K+N', with whole numbers K and N of at least 1"
@@ -186,11 +187,12 @@ class Rows:
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
         """The rows of all parts, one after another."""
-        if len(parts) == 1:
-            return parts[0]
-        columns: dict[str, Any] = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        some = [part for part in parts if len(part)]
+        if len(some) <= 1:
+            return (some or parts)[0]
+        columns: dict[str, Any] = {name: [getattr(part, name) for part in some] for name in vars(some[0])}
         joined: dict[str, Any] = {
-            name: None if some[0] is None else np.concatenate(some) for name, some in columns.items()
+            name: None if column[0] is None else np.concatenate(column) for name, column in columns.items()
         }
         return cls(**joined)
 
@@ -244,6 +246,8 @@ def keep_rows(
     block = max(1, min(head.rows, _BLOCK_BYTES // (width * size)))
     part = max(1, min(block, _PART_BYTES // (max(width, 4 * keep.draws * min(C, _CELL)) * size)))
     buffer_nP = torch.full((block, width), _FILL, dtype=head.acc, device=head.device)
+    # All classes of all rows, which are large, are written where they stay.
+    log_p_NC = empty(head.rows, C, dtype=torch.float32) if keep.kind == "dense" else None
     found: list[Rows] = []
     for start in range(0, head.rows, block):
         stop = min(start + block, head.rows)
@@ -253,7 +257,8 @@ def keep_rows(
         for at in range(0, stop - start, part):
             here, row = z_nP[at : at + part], start + at
             u_nM = uniforms(seed, first_row + row, len(here), keep.draws) if keep.draws else None
-            rows = _kept(here, C, keep, temperature, u_nM)
+            log_p_nC = None if log_p_NC is None else log_p_NC[row : row + len(here)]
+            rows = _kept(here, C, keep, temperature, u_nM, log_p_nC)
             assert rows.entropy is not None
             wrong_n = ~np.isfinite(rows.entropy)
             require(
@@ -262,11 +267,17 @@ def keep_rows(
                 "see what it makes of that input, or leave the example out",
             )
             found.append(rows)
-    return Rows.join(found)
+    kept = Rows.join(found)
+    return kept if log_p_NC is None else replace(kept, logprobs=log_p_NC.numpy())
 
 
-def _kept(z_nP: Tensor, C: int, keep: Keep, temperature: float, u_nM: NDArray[np.float64] | None) -> Rows:
-    """What is kept of a part; its logits, filled up to whole cells, are overwritten."""
+def _kept(
+    z_nP: Tensor, C: int, keep: Keep, temperature: float, u_nM: NDArray[np.float64] | None, log_p_nC: Tensor | None
+) -> Rows:
+    """What is kept of a part; its logits, filled up to whole cells, are overwritten.
+
+    All log-probabilities, where they are kept, are written to `log_p_nC`.
+    """
     n, dtypes = len(z_nP), keep.dtypes(C)
     if temperature != 1:
         z_nP.div_(temperature)
@@ -285,9 +296,9 @@ def _kept(z_nP: Tensor, C: int, keep: Keep, temperature: float, u_nM: NDArray[np
     log_mass_n = mass_n.log()
     entropy_n = log_mass_n - expected_n / mass_n
     common: dict[str, Any] = {"entropy": entropy_n.cpu().numpy().astype(dtypes["entropy"])}
-    if keep.kind == "dense":
-        log_p_nC = (s_nP[:, :C] - log_mass_n[:, None]).cpu().numpy().astype(dtypes["target_logprobs"])
-        return Rows(np.full(n, C), logprobs=log_p_nC, **common)
+    if log_p_nC is not None:
+        log_p_nC.copy_(s_nP[:, :C] - log_mass_n[:, None])
+        return Rows(np.full(n, C), **common)
     ids = np.empty((n, 0), dtype=np.int64)
     if keep.top:
         ids = index_nK.cpu().numpy()

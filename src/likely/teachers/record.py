@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from likely._checks import require
+from likely._memory import empty
 from likely.heads import Logits
 from likely.targets import TAILS, Target, samples, teacher, top_k
 from likely.teachers.keep import Rows
@@ -166,9 +168,9 @@ class Record:
         known = None if rows.entropy is None else torch.from_numpy(rows.entropy)
         if keep.kind == "dense":
             assert rows.logprobs is not None
-            log_p_NC = torch.from_numpy(rows.logprobs)
+            log_p_NC = torch.from_numpy(rows.logprobs)  # a copy
             # softmax(T · log p / T') is softmax(z / T'), whatever T was.
-            return teacher(Logits(log_p_NC if temperature == 1 else log_p_NC * temperature))
+            return teacher(Logits(log_p_NC if temperature == 1 else log_p_NC.mul_(temperature)))
         index_NJ, value_NJ = _padded(rows, keep.draws)
         if keep.kind == "top":
             assert tail is not None
@@ -196,22 +198,25 @@ class Record:
             raise IndexError(f"indices: {index} is no example; the record has 0 … {examples - 1}")
         shard_of = np.searchsorted(self._ends, asked, side="right")
         numbers = np.unique(shard_of)
-        parts, places = [], []
         row_counts = self.row_counts[asked]
         starts = np.cumsum(row_counts) - row_counts
+        parts, places = [], []
         for number in numbers:
             here = np.flatnonzero(shard_of == number)
             rows, entry_starts = self._shard(int(number))
             first = self._starts_E[self._ends[number] - self.manifest.shards[number].examples]
-            parts.append(_take(rows, entry_starts, _ranges(self._starts_E[asked[here]] - first, row_counts[here])))
+            parts.append((rows, entry_starts, _ranges(self._starts_E[asked[here]] - first, row_counts[here])))
             places.append(_ranges(starts[here], row_counts[here]))
         if not parts:  # no example was asked for
-            rows, entry_starts = self._shard(0)
-            return _take(rows, entry_starts, np.empty(0, dtype=np.int64))
-        if len(parts) == 1:
-            return parts[0]
-        joined = Rows.join(parts)
-        return _take(joined, _starts(joined), np.argsort(np.concatenate(places)))
+            return _take(*self._shard(0), np.empty(0, dtype=np.int64))
+        # Those of a dense record are large, and are copied once, to where they stay.
+        log_p_NC = _gathered(parts, places) if self.manifest.keep.kind == "dense" else None
+        if log_p_NC is not None:
+            parts = [(replace(rows, logprobs=None), entry_starts, at) for rows, entry_starts, at in parts]
+        taken = Rows.join([_take(*part) for part in parts])
+        if len(parts) > 1:
+            taken = _take(taken, _starts(taken), np.argsort(np.concatenate(places)))
+        return taken if log_p_NC is None else replace(taken, logprobs=log_p_NC)
 
     def _shard(self, number: int) -> tuple[Rows, NDArray[np.int64]]:
         """A shard, decoded, and where the entries of each of its rows start."""
@@ -249,6 +254,21 @@ def _take(rows: Rows, entry_starts: NDArray[np.int64], at: NDArray[np.int64]) ->
         top = 0 if rows.logprobs is None else rows.logprobs.shape[1]
         counts = counts[_ranges(entry_starts[at] - top * at, entries - top)]
     return Rows(entries, ids, take(rows.logprobs), counts, take(rows.tail), take(rows.entropy))
+
+
+def _gathered(
+    parts: Sequence[tuple[Rows, NDArray[np.int64], NDArray[np.int64]]], places: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """The log-probabilities of rows of several shards, each in its place."""
+    logprobs = [rows.logprobs for rows, _, _ in parts]
+    assert logprobs[0] is not None
+    found_NC = empty(sum(map(len, places)), logprobs[0].shape[1], dtype=torch.float32).numpy()
+    for theirs, (_, _, at), place in zip(logprobs, parts, places):
+        assert theirs is not None
+        runs = np.flatnonzero((np.diff(at, prepend=-2) != 1) | (np.diff(place, prepend=-2) != 1))
+        for start, stop in zip(runs, np.append(runs[1:], len(at))):
+            found_NC[place[start] : place[start] + stop - start] = theirs[at[start] : at[start] + stop - start]
+    return found_NC
 
 
 def _padded(rows: Rows, draws: int) -> tuple[Tensor, Tensor]:

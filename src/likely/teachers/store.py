@@ -39,7 +39,7 @@ __all__ = ["Manifest", "Shard", "Writer", "read_manifest", "read_shard"]
 _SHARD_BYTES, _SHARD_ROWS = 2**25, (2**12, 2**16)
 
 
-def to_bytes(rows: Rows, row_counts: ArrayLike) -> bytes:
+def to_bytes(rows: Rows, row_counts: ArrayLike) -> memoryview:
     """The rows of some examples as a Parquet file."""
     per_example = np.asarray(row_counts, dtype=np.int64)
     top = 0 if rows.logprobs is None else rows.logprobs.shape[1]
@@ -62,20 +62,21 @@ def to_bytes(rows: Rows, row_counts: ArrayLike) -> bytes:
         "entropy": lists(rows.entropy, None),
     }
     sink = pa.BufferOutputStream()
-    # Small numbers in wide Parquet types, and the exponents of floats: bytes of one place compress well together.
+    # Small numbers in wide Parquet types, and the exponents of floats: bytes of one place compress well together.  All
+    # classes' log-probabilities have little else to compress, and are many.
     pq.write_table(
         pa.table({name: column for name, column in columns.items() if column is not None}),
         sink,
-        compression="zstd",
-        compression_level=1,
+        **({"compression": "lz4"} if rows.ids is None else {"compression": "zstd", "compression_level": 1}),
         use_dictionary=False,
         use_byte_stream_split=True,
+        write_statistics=False,
         row_group_size=max(1, len(per_example)),
     )
-    return sink.getvalue().to_pybytes()
+    return memoryview(sink.getvalue())
 
 
-def from_bytes(data: bytes, shard: Shard, keep: Keep, classes: int) -> Rows:
+def from_bytes(data: bytes | memoryview, shard: Shard, keep: Keep, classes: int) -> Rows:
     """The rows of a shard, which must be whole and what the manifest says.
 
     Raises:
@@ -347,7 +348,7 @@ def _flush(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     """Write a file that is whole or not at all, even after a loss of power."""
     with new_file(path, overwrite=True) as temporary, open(temporary, "wb") as file:
         file.write(data)

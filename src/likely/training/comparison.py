@@ -166,6 +166,17 @@ class Comparison:
         """What a reader may conclude, the most important first; every sentence stands by itself."""
         return [sentence for name in self.compared() for sentence in self.claims(name)] + self.reservations()
 
+    def summary(self, measure: str) -> str:
+        """One sentence on all that are compared: how each differs from the reference, under what is said of it."""
+        about, said = MEASURES[measure], dict[str, list[str]]()
+        for name, of in self.differences.items():
+            if measure in of:
+                phrase = " ".join((f"“{name}”", *_signed(of[measure], about.scale)))
+                said.setdefault(self.verdict(name, measure), []).append(phrase)
+        unit = f" in {about.unit}" if about.unit else ""
+        listed = "; ".join(f"{verdict or 'not judged'} for {', '.join(names)}" for verdict, names in said.items())
+        return f"{about.noun}{unit}, less that of “{self.reference}”: {listed or 'not known of any'}."
+
     def compared(self) -> list[str]:
         """The names that are compared with the reference; a teacher, of which the least is news, stands last."""
         return sorted(self.differences, key=lambda name: self.measured[name].is_teacher)

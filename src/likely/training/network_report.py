@@ -6,12 +6,13 @@ Legend: E examples, N rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from likely.data.examples import IGNORED
+from likely.data.examples import IGNORED, Examples, Labelled, name_of
+from likely.data.texts import Tokens
 from likely.evaluation import Report
 from likely.training.comparison import FIDELITY, ON_LABELS, Comparison
 from likely.training.measure import EXACT, Measured
@@ -24,6 +25,7 @@ def report(
     curves: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     title: str = "Distillation",
+    summary: str | None = None,
     about: Mapping[str, Any] | None = None,
     texts: Callable[[int, int], str] | None = None,
     class_name: Callable[[int], str] | None = None,
@@ -36,8 +38,10 @@ def report(
         curves: name → {"step", "cross_entropy", "entropy"} and, if wished, "train", in nats, as `Report.curves` has
             them; the entropy is the floor, and the gap above it the KL.
         title: of the page.
+        summary: what it opens with, by default the first of the comparison's sentences.
         about: what was done: names of settings with their values.
-        texts: (example, row of the example) → the text to show of it, for the rows with the largest KL.
+        texts: (example, row of the example) → what is shown of it instead of these numbers, for the rows with the
+            largest KL; see `words`.
         class_name: class → its name, where the classes are tokens; by default the names that the networks have.
         most: how many rows with the largest KL are shown.
 
@@ -61,7 +65,7 @@ def report(
     """
     paragraphs = [" ".join(comparison.claims(name)) for name in comparison.compared()]
     paragraphs = [_unbroken(text) for text in (*paragraphs, *comparison.reservations()) if text]
-    page = Report(title, _unbroken(comparison.sentences()[0]))
+    page = Report(title, _unbroken(comparison.sentences()[0] if summary is None else summary))
     page.text("What may be said", paragraphs)
     for heading, measures, note in (
         ("Against the teacher", FIDELITY, _teacher_note(comparison)),
@@ -99,6 +103,38 @@ def report(
             [[key, _text(value)] for key, value in about.items() if value is not None],
         )
     return page
+
+
+def words(examples: Examples, decode: Callable[[Sequence[int]], str] | None = None) -> dict[str, Any]:
+    """What `report` shows of the rows of these examples, its `texts` and `class_name`: read when a row is shown.
+
+    Of a row of a language model these are its stretch's name and the tokens before the one that it predicts; of a text
+    its name, where it has one, and its beginning; of a file, a picture or a row of a table its name.
+
+    Args:
+        examples: those that were measured.
+        decode: the text of some tokens; without it their numbers are shown.
+
+    Returns: `texts` and `class_name`, as far as they are known.
+
+    >>> made = Labelled.of(["one\\n"], lambda items: {"text": items}, [b"one"], names=["row 7"])
+    >>> words(made)["texts"](0, 0)
+    "row 7: 'one\\\\n'"
+    """
+    if isinstance(examples, Tokens):
+
+        def before(example: int, row: int) -> str:
+            ids = examples.before(example, row).tolist()
+            return f"{name_of(examples, example)}: {ids if decode is None else repr(decode(ids))}"
+
+        return {"texts": before} | ({} if decode is None else {"class_name": lambda number: repr(decode([number]))})
+    if not isinstance(examples, Labelled):
+        return {}
+    names = examples.names
+    if isinstance(examples.items[0], str):
+        named = (lambda example: "") if names is None else (lambda example: f"{names[example]}: ")
+        return {"texts": lambda example, row: f"{named(example)}{examples.items[example][:_LONGEST]!r}"}
+    return {} if names is None else {"texts": lambda example, row: names[example]}
 
 
 def _teacher_note(comparison: Comparison) -> str:
@@ -153,15 +189,14 @@ def _rows(
     order = np.argsort(-measured.kl, kind="stable")[:most]
     place_N = np.arange(len(measured)) - np.searchsorted(measured.example, measured.example)
     several = bool((place_N > 0).any())
-    columns = ["example", *(["row"] if several else []), *(["text"] if texts is not None else [])]
+    columns = ["text"] if texts is not None else ["example", *(["row"] if several else [])]
     columns += ["KL", "teacher's entropy", "predicted", "with probability"]
     columns += [] if measured.teacher_prediction is None else ["teacher predicts"]
     labelled = bool(measured.labelled[order].any())
     rows: list[list[Any]] = []
     for i in order:
         example, place, label = int(measured.example[i]), int(place_N[i]), int(measured.label[i])
-        row: list[Any] = [example, *([place] if several else [])]
-        row += [] if texts is None else [_cut(texts(example, place))]
+        row: list[Any] = [example, *([place] if several else [])] if texts is None else [_cut(texts(example, place))]
         row += [float(measured.kl[i]), float(measured.entropy[i])]
         row += [class_name(int(measured.prediction[i])), float(measured.confidence[i])]
         row += [] if measured.teacher_prediction is None else [class_name(int(measured.teacher_prediction[i]))]

@@ -5,9 +5,10 @@ Legend: E examples.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from likely._checks import require
 from likely._files import new_folder, refuse_folder
 from likely.data.examples import IGNORED, Examples
+from likely.data.texts import Tokens, load_tokenizer
 from likely.networks import Network
 from likely.teachers.manifest import MANIFEST
 from likely.teachers.record import Record
@@ -99,7 +101,20 @@ def distil(
     kinds = {STUDENT: run.grid()}
     if run.baseline and run.soft_weight > 0 and has_labels(data["train"]):
         kinds[BASELINE] = [replace(one, hard_weight=1.0, soft_weight=0.0) for one in run.grid()]
-    tuned = {kind: _tune(kind, grid, run, examples, data, teachers, progress) for kind, grid in kinds.items()}
+    tuned = {
+        kind: tune(
+            kind,
+            lambda: make_student(run, examples),
+            data["train"],
+            grid,
+            out / "runs",
+            teacher=teachers["train"],
+            validation=data["validation"],
+            validation_teacher=teachers["validation"],
+            progress=progress,
+        )
+        for kind, grid in kinds.items()
+    }
     return _finish(run, out, tuned, data, teachers, stamp or {}, write_metrics)
 
 
@@ -110,9 +125,8 @@ def load(run: Run) -> tuple[Examples, Network | Record | None]:
     """
     from likely.data.loading import load_examples
     from likely.networks.load import load_network
-    from likely.networks.pretrained import own_tokenizer
 
-    tokenizer = run.tokenizer or own_tokenizer(run.teacher, run.student)
+    tokenizer = _tokenizer(run)
 
     def read(classes: tuple[str, ...] | int | None) -> Examples:
         return load_examples(
@@ -139,6 +153,19 @@ def load(run: Run) -> tuple[Examples, Network | Record | None]:
     if teacher.module is not None:
         teacher.module.to(device_of(run))
     return examples, teacher
+
+
+def _tokenizer(run: Run) -> str | None:
+    """What the texts of a language model are read with."""
+    from likely.networks.pretrained import own_tokenizer
+
+    return run.tokenizer or own_tokenizer(run.teacher, run.student)
+
+
+def _decoder(run: Run, examples: Examples) -> Callable[[Sequence[int]], str] | None:
+    """What makes texts of a language model's tokens; None where its tokenizer is not known, and of all else."""
+    name = _tokenizer(run) if isinstance(examples, Tokens) else None
+    return None if name is None else load_tokenizer(name).decode
 
 
 def make_student(run: Run, examples: Examples) -> Network:
@@ -168,36 +195,58 @@ def has_labels(examples: Examples, at_once: int = 256) -> bool:
 # ------------------------------------------------------------------------------------------------------- the tuning
 
 
-def _tune(
-    kind: str,
-    grid: list[Settings],
-    run: Run,
+def tune(
+    name: str,
+    make: Callable[[], Network],
     examples: Examples,
-    data: dict[str, Examples],
-    teachers: dict[str, Any],
-    progress: bool,
+    grid: Sequence[Settings],
+    out: Path,
+    *,
+    teacher: Network | Record | None = None,
+    validation: Examples | None = None,
+    validation_teacher: Network | Record | None = None,
+    progress: bool = True,
 ) -> Tuned:
-    """Train every candidate, and give back the one whose own loss on the validation part is least."""
+    """Train a student with each of some settings, and give the one whose own loss on the validation part is least.
+
+    A call that was interrupted goes on where it was when it is made again.
+
+    Args:
+        name: of the student, in what is shown and in the names of its runs' folders.
+        make: the student before its first step, the same each time.
+        examples: what it is trained on.
+        grid: the settings; a single one needs no validation part.
+        out: the folder of the runs.
+        teacher: of the examples.
+        validation, validation_teacher: what the settings are chosen by, and its teacher.
+        progress: whether it is shown.
+
+    Raises:
+        ValueError: no settings, or several with nothing to choose them by; what does not fit together.
+    """
+    require(len(grid) > 0, "grid: holds no settings")
+    require(
+        len(grid) == 1 or validation is not None, f"validation: is missing, and {len(grid)} settings to choose from"
+    )
     found: list[tuple[float, Trained]] = []
     for number, settings in enumerate(grid, 1):
         if progress:
             rate, decay = settings.learning_rate, settings.weight_decay
-            words = f"{kind}, {number} of {len(grid)}: learning rate {rate:g}, weight decay {decay:g}"
+            words = f"{name}, {number} of {len(grid)}: learning rate {rate:g}, weight decay {decay:g}"
             print(words, file=sys.stderr)
-        place = Path(run.out) / "runs" / _name(kind, settings)
         trained = train(
-            make_student(run, examples),
-            data["train"],
+            make(),
+            examples,
             settings,
-            teacher=teachers["train"],
-            validation=data["validation"],
-            validation_teacher=teachers["validation"],
-            out=place,
+            teacher=teacher,
+            validation=validation,
+            validation_teacher=validation_teacher,
+            out=out / _name(name, settings),
             progress=progress,
         )
         found.append((loss_on(trained.validation, settings), trained))
     best = min(range(len(grid)), key=lambda i: found[i][0])
-    network = make_student(run, examples)
+    network = make()
     assert network.module is not None
     last = checkpoints.newest(found[best][1].out / "checkpoints")
     assert last is not None
@@ -238,8 +287,8 @@ def curve(trained: Trained) -> dict[str, list[float]]:
     }
 
 
-def _name(kind: str, settings: Settings) -> str:
-    return f"{kind.replace(' ', '-')}-lr{settings.learning_rate:.6g}-wd{settings.weight_decay:.6g}"
+def _name(name: str, settings: Settings) -> str:
+    return f"{re.sub('[^A-Za-z0-9+.-]', '-', name)}-lr{settings.learning_rate:.6g}-wd{settings.weight_decay:.6g}"
 
 
 # -------------------------------------------------------------------------------------------------- what is written
@@ -282,7 +331,7 @@ def _finish(
     """Measure on the test part, and write everything; the student comes last, so that it means a run that is done."""
     from likely.training.comparison import compare
     from likely.training.measure import measure
-    from likely.training.network_report import report
+    from likely.training.network_report import report, words
 
     teacher = teachers["test"]
     recorded = teacher.manifest if isinstance(teacher, Record) else None
@@ -327,7 +376,7 @@ def _finish(
             about[f"{name}: learning rate, weight decay"] = (
                 f"{one.settings.learning_rate:g}, {one.settings.weight_decay:g}"
             )
-        page = report(comparison, curves, about=about)
+        page = report(comparison, curves, about=about, **words(data["test"], _decoder(run, data["test"])))
     except ImportError as error:
         no_report = str(error)
     else:
