@@ -26,7 +26,7 @@ import numpy as np
 import scipy.special
 
 from likely.solvers.passes import Value, assemble, evaluate, normalise
-from likely.solvers.problem import Problem, xt
+from likely.solvers.problem import Problem, over_rows, xt
 from likely.solvers.rows import Block, reduce
 
 ROUNDING = 1e-15
@@ -135,11 +135,11 @@ def dual_point(
         divergence = float((weighted * _divergence(delta)).sum()) if largest <= 1 else np.inf
         p_dual = (weighted * (1 - delta))[:, :M]
         if there is None:
-            return Largest(largest), divergence, xt(x, p_dual), p_dual.sum(axis=0)
+            return Largest(largest), divergence, xt(x, p_dual), over_rows(p_dual)
         a, p_there = normalise(there)
         p_there *= block.weight[:, None]
         r = np.hstack([p_dual, p_there])
-        return Largest(largest), divergence, xt(x, r), r.sum(axis=0), float(block.weight @ a)
+        return Largest(largest), divergence, xt(x, r), over_rows(r), float(block.weight @ a)
 
     largest, divergence, moment, mass, *rest = reduce(problem.source, run, problem.threads)
     dual = Dual(largest.value, divergence, moment[:, :M], mass[:M])
@@ -163,12 +163,8 @@ def _divergence(delta: np.ndarray) -> np.ndarray:
 
     Near 0 its terms cancel, and the series `δ²/2 + δ³/6 + δ⁴/12 + …` is used.
     """
-    near = np.abs(delta) < 1e-2
-    d = np.where(near, delta, 0.0)
-    series = d * d * (1 / 2 + d * (1 / 6 + d * (1 / 12 + d * (1 / 20 + d * (1 / 30 + d * (1 / 42 + d / 56))))))
-    if near.all():
-        return series
-    return np.where(near, series, scipy.special.xlog1py(1 - delta, -delta) + delta)
+    series = delta * delta * (1 / 2 + delta * (1 / 6 + delta * (1 / 12)))
+    return np.where(np.abs(delta) < 1e-4, series, scipy.special.xlog1py(1 - delta, -delta) + delta)
 
 
 def _bound(

@@ -51,7 +51,10 @@ def dependence(gram: np.ndarray, used: np.ndarray) -> Dependence | None:
     """
     if not len(used):
         return None
-    r, pivots, rank, _ = scipy.linalg.lapack.dpstrf(gram[np.ix_(used, used)], tol=TOLERANCE, lower=0)
+    # Of columns that repeat each other the first is to be kept, and not the one that rounding favours.
+    favour = 1 - 1e-14 * np.arange(len(used))
+    favoured = gram[np.ix_(used, used)] * favour * favour[:, None]
+    r, pivots, rank, _ = scipy.linalg.lapack.dpstrf(favoured, tol=TOLERANCE, lower=0)
     if rank == len(used):
         return None
     order = used[pivots - 1]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from likely.solvers.descend import Direction, Path, descend
+from likely.solvers.descend import Aim, Direction, Path, descend
 from likely.solvers.passes import Value, gram, logits, normalise
-from likely.solvers.problem import Problem, squares, xt, xw
+from likely.solvers.problem import Problem, over_rows, squares, xt, xw
 from likely.solvers.rows import Block, Memory, chain, one_thread, reduce
 
 Product = Callable[[np.ndarray], np.ndarray]
@@ -27,7 +27,7 @@ MOST_GRAM = 3000
 """Up to so many features the metric is a Gram matrix, beyond it a diagonal."""
 WORN = 6
 """Products of one solve above which a metric is worn out."""
-KEPT = 64_000_000
+KEPT = 512_000_000
 """Bytes of probabilities that are kept in any case."""
 CHEAP_GRAM, UNRELATED, TOO_MANY = 256, 1.25, 15
 """Beyond the first number of features a Gram matrix is not made where the columns are unrelated: where the mean square
@@ -43,8 +43,10 @@ def probabilities(problem: Problem, theta: np.ndarray, kept: dict[int, np.ndarra
     return lambda block: normalise(logits(block, problem.features(block), w, b))[1]
 
 
-def product(problem: Problem, p_of: Callable[[Block], np.ndarray], penalty: float, dtype: Any) -> Product:
-    """V ↦ H V; the products in `dtype`, their sum over blocks in float64."""
+def product(
+    problem: Problem, p_of: Callable[[Block], np.ndarray], penalty: float, dtype: Any, damping: float = 0.0
+) -> Product:
+    """V ↦ (H + μ) V; the products in `dtype`, their sum over blocks in float64."""
 
     def apply(v: np.ndarray) -> np.ndarray:
         w, b = problem.raw(v)
@@ -61,11 +63,13 @@ def product(problem: Problem, p_of: Callable[[Block], np.ndarray], penalty: floa
                 u -= np.einsum("nk,nk->n", p, u)[:, None]
                 u *= p
             u *= block.weight[:, None].astype(dtype)
-            return xt(x, u).astype(np.float64), u.sum(axis=0).astype(np.float64)
+            return xt(x, u).astype(np.float64), over_rows(u).astype(np.float64)
 
         g, g_b = reduce(problem.source, run, problem.threads)
         out = problem.standardise(np.vstack([g, g_b]))
         out[:-1] += penalty * problem.inverse[:, None] ** 2 * v[:-1]
+        if damping:
+            out += damping * v
         return out
 
     return apply
@@ -126,7 +130,7 @@ def diagonal_metric(problem: Problem, p_of: Callable[[Block], np.ndarray], penal
         p = p_of(block).astype(np.float64, copy=False)
         h = p * (1 - p) * block.weight[:, None]
         x = problem.features(block)
-        return squares(x, h), xt(x, h), h.sum(axis=0)
+        return squares(x, h), xt(x, h), over_rows(h)
 
     second, first, total = reduce(problem.source, run, problem.threads)
     c, inverse = problem.centre[:, None], problem.inverse[:, None]
@@ -175,6 +179,25 @@ def conjugate_gradients(
     return (s if count and np.any(s) else z), count
 
 
+def residual_left(problem: Problem, penalty: float, value: Value, aim: Aim) -> Enough:
+    """Whether `G − H S` leaves room for the certificate; far from the optimum it may be what it is."""
+
+    def enough(s: np.ndarray, r: np.ndarray) -> bool:
+        if not aim.near(float((value.gradient * s).sum())):
+            return True
+        if penalty == 0:
+            return float(np.linalg.norm(r) * np.linalg.norm(s)) <= aim.tol / 4
+        return room_taken(problem, penalty, r) <= aim.tol / 8 and np.abs(r[-1]).max() <= aim.tol / 100
+
+    return enough
+
+
+def room_taken(problem: Problem, penalty: float, residual: np.ndarray) -> float:
+    """What a residual adds to the bound, `‖R_W‖² / (2λ)` in the units of the columns."""
+    scale = np.divide(1, problem.inverse, where=problem.inverse > 0, out=np.zeros(problem.D))
+    return float(np.square(residual[:-1] * scale[:, None]).sum()) / (2 * penalty)
+
+
 @dataclass(eq=False)
 class Conjugate:
     """The Newton step by conjugate gradients, with a metric that is refreshed when it has grown old."""
@@ -191,25 +214,14 @@ class Conjugate:
     _fresh: float = 0
     _last: int = 0
 
-    def __call__(self, theta: np.ndarray, value: Value, tol: float) -> Direction:
+    def __call__(self, theta: np.ndarray, value: Value, aim: Aim) -> Direction:
         problem = self.problem
         p_of = probabilities(problem, theta, value.kept)
-        apply = product(problem, p_of, self.penalty, self.dtype)
+        apply = product(problem, p_of, self.penalty, self.dtype, aim.damping)
         worn = self._last > WORN and self._fresh >= self.patience()
         if self._metric is None or worn:
             self._metric, self._fresh = self.metric(theta, p_of), 0
-        slack = problem.inverse.copy()
-        slack[slack > 0] = 1 / slack[slack > 0]
-
-        def enough(s: np.ndarray, r: np.ndarray) -> bool:
-            """Far from the optimum always; near it where the residual leaves room for the certificate."""
-            if float((value.gradient * s).sum()) > 2 * tol:
-                return True
-            if self.penalty == 0:
-                return float(np.linalg.norm(r) * np.linalg.norm(s)) <= tol / 4
-            inner = r[:-1] * slack[:, None]
-            return float((inner * inner).sum()) / (2 * self.penalty) <= tol / 8 and np.abs(r[-1]).max() <= tol / 100
-
+        enough = residual_left(problem, self.penalty, value, aim)
         s, count = conjugate_gradients(apply, value.gradient, self._metric, 0.1, self.most, enough)
         self._fresh += count
         self._last = count
@@ -233,7 +245,6 @@ class Conjugate:
             return diagonal_metric(problem, p_of, self.penalty)
         sample = self.sample
         if sample is not None:
-            sample.inverse, sample.centre, sample.shift = problem.inverse, problem.centre, problem.shift
             problem, p_of = sample, probabilities(sample, theta, None)
         if self.unrelated:
             return diagonal_metric(problem, p_of, self.penalty)
@@ -250,9 +261,9 @@ def conjugate_of(problem: Problem, penalty: float, rng: np.random.Generator) -> 
         size = source.x.data.nbytes + source.x.indices.nbytes if problem.sparse else source.x.nbytes
         entries = problem.n * problem.M * np.dtype(dtype).itemsize
         keep = dtype if entries <= max(size, KEPT) else None
-        many = max(4 * (problem.D + 1), 4096)
+        many = max(8 * (problem.D + 1), 4096)
         if problem.D <= MOST_GRAM and problem.n >= 2 * many:
-            sample = problem.subset(np.sort(rng.choice(problem.n, many, replace=False)))
+            sample = problem.sample(np.sort(rng.choice(problem.n, many, replace=False)))
         unrelated = CHEAP_GRAM < problem.D <= MOST_GRAM and not problem.sparse and columns_unrelated(problem, rng)
     return Conjugate(problem, penalty, dtype, sample, unrelated=unrelated), keep
 
@@ -264,8 +275,7 @@ def columns_unrelated(problem: Problem, rng: np.random.Generator) -> bool:
     pairs of few rows estimate it without the noise that the correlations of few rows have.
     """
     rows = np.sort(rng.choice(problem.n, min(problem.n, 512), replace=False))
-    some = problem.subset(rows)
-    some.shift = problem.shift
+    some = problem.sample(rows)
     x = np.vstack([some.features(block) for block in chain(some.source)])
     x = (x - problem.centre) * problem.inverse
     products = x @ x.T

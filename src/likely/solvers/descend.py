@@ -2,14 +2,14 @@
 
 Shapes: D features, M columns of parameters; θ, S and derivatives are (D + 1, M), in standardised columns.
 
-Source: Nocedal and Wright, Numerical Optimization (2006), algorithm 3.1 and section 7.1.
+Source: Nocedal and Wright, Numerical Optimization (2006), algorithm 3.1 and sections 7.1 and 10.3.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from likely.solvers.passes import Value, evaluate
 from likely.solvers.problem import Problem
 
 ARMIJO, SHORTEST = 1e-4, 1e-12
+CHEAP = 10_000_000
+"""Products of a pass that costs nothing to speak of."""
+DAMPED = 1e-4
+"""The least damping; the curvature of a standardised column is at most 1/4."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Path:
     largest: float = np.inf
     """The largest δ of the last dual point of an exact step: near 0 at an optimum, near 1 if a row runs away."""
     history: list[Step] = field(default_factory=list)
+    bend: float = np.inf
+    """The last `Aim.bend` that was seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +61,30 @@ class Direction:
     exact: bool = False
 
 
-Direct = Callable[[np.ndarray, Value, float], Direction]
-"""The direction at θ with its value; the number is the gap that is wished for."""
+@dataclass(frozen=True)
+class Aim:
+    """The gap that is wished for, `tol`, and what tells whether a Newton step from here will have reached it.
+
+    The decrement G·S is twice what a Newton step gains, and near the optimum the next one is `bend` times its square.
+    Without a penalty, and where a pass costs nothing, the wish is for estimates as exact as they can be had: the last
+    step is made from where the bound holds.
+
+    With a `damping` μ the step is S with `(H + μ) S = G`, Levenberg's: where probabilities are at their ends there is
+    hardly any curvature, and the quadratic model promises steps that it cannot keep.
+    """
+
+    tol: float
+    bend: float = np.inf
+    damping: float = 0.0
+
+    def near(self, decrement: float) -> bool:
+        """Whether the bound after the step may be small enough; the loss falls by what it is above that point's."""
+        after = decrement / 2 * min(1.0, 4 * self.bend * decrement)
+        return self.damping == 0 and (after <= self.tol or decrement / 2 <= 3 * self.tol)
+
+
+Direct = Callable[[np.ndarray, Value, Aim], Direction]
+"""The direction at θ with its value, and what is aimed at."""
 
 
 def descend(
@@ -70,21 +98,25 @@ def descend(
     keep: Any = None,
     certify_always: bool = False,
     enough: float = 0.0,
+    bend: float = np.inf,
     report: Callable[[Step], object] = lambda step: None,
     began: float | None = None,
 ) -> Path:
     """Newton steps with backtracking from θ until the certified gap is at most `tol`.
 
-    The bound costs about what a value costs. It is asked for where half the Newton decrement, which estimates the gap,
-    is near `tol`, or at each step.
+    The bound costs about what two values cost. It is asked for where the Newton decrement says that it will be small
+    enough after the step, or at each step.
 
     Args:
         keep: the dtype in which the probabilities are kept for the directions.
         enough: stop where half the decrement is below this, without a certificate.
+        bend: what is known of `Aim.bend` beforehand.
     """
     began = time.perf_counter() if began is None else began
     value = evaluate(problem, theta, penalty, keep)
-    path = Path(theta, value, _by_entropy(problem, value))
+    path = Path(theta, value, _by_entropy(problem, value), bend=bend)
+    before = damping = 0.0
+    early = penalty > 0 and problem.n * problem.D * problem.M > CHEAP
     for path.iterations in range(max_iter + 1):
         theta, value = path.theta, path.value
         path.gap = _by_entropy(problem, value)
@@ -92,9 +124,13 @@ def descend(
             path.converged = True
             _record(path, began, report)
             break
-        direction = direct(theta, value, tol)
+        aim = Aim(max(tol, rounding(value.loss)), path.bend if early else np.inf, damping)
+        direction = direct(theta, value, aim)
         s = direction.step
         decrement = float((value.gradient * s).sum())
+        if before > 0 and decrement > 0:
+            path.bend = decrement / before**2
+            aim = replace(aim, bend=path.bend if early else np.inf)
         if enough and decrement <= enough * 2:
             break
         if decrement <= 0:
@@ -104,17 +140,20 @@ def descend(
             _record(path, began, report)
             break
         ahead: Value | None = None
-        if direction.certifies and (certify_always or decrement / 2 <= 3 * max(tol, rounding(value.loss))):
+        if direction.certifies and not enough and (certify_always or aim.near(decrement)):
             dual, ahead = dual_point(problem, theta, s, forward=True, penalty=penalty)
             path.largest = dual.largest if direction.exact else np.inf
             path.gap = certify(problem, theta, value, s, penalty, dual)
-            path.converged = _small(path.gap, tol, s)
+            assert ahead is not None
+            falls = ahead.loss <= value.loss + rounding(value.loss)
+            moved = _moved(path.gap, value.loss, ahead.loss) if falls else path.gap
+            path.converged = _small(moved if early else path.gap, tol, s)
+            if path.converged and falls:
+                _record(path, began, report)
+                path.gap, path.theta, path.value = moved, theta - s, ahead
+                path.iterations += 1
         _record(path, began, report)
         if path.converged:
-            if ahead is not None and ahead.loss <= value.loss + rounding(value.loss):
-                path.gap = _moved(path.gap, value.loss, ahead.loss)
-                path.theta, path.value = theta - s, ahead
-                path.iterations += 1
             break
         if path.iterations == max_iter:
             path.message = f"stopped after {max_iter} iterations"
@@ -122,12 +161,26 @@ def descend(
         if ahead is not None and keep is not None:
             ahead = None
         length, ahead = _search(problem, penalty, theta, value, s, decrement, keep, ahead)
+        if ahead is None and damping < 1 and decrement > 1e4 * rounding(value.loss):
+            damping = max(100 * damping, DAMPED)
+            continue
         if ahead is None:
             path.converged = path.gap.gap <= rounding(value.loss)
             path.message = "the loss no longer falls along the Newton step: this is as far as float64 goes"
             break
         path.theta, path.value = theta - length * s, ahead
+        before = decrement if length == 1 and direction.certifies and not damping else 0.0
+        damping = _damped(damping, length)
     return path
+
+
+def _damped(damping: float, length: float) -> float:
+    """More after a step that was far too long, less after one of full length."""
+    if length < 0.1:
+        return max(10 * damping, DAMPED)
+    if length < 1:
+        return damping
+    return damping / 30 if damping > DAMPED else 0.0
 
 
 def rounding(loss: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from likely.solvers.conjugate import Conjugate, Product, conjugate_of, probabilities
-from likely.solvers.descend import Direction, Path, descend
+from likely.solvers.descend import Aim, Direction, Path, descend
 from likely.solvers.passes import Value
 from likely.solvers.problem import Problem
 from likely.solvers.rows import one_thread
@@ -31,7 +31,7 @@ class Limited:
         self.pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=MEMORY)
         self.before: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __call__(self, theta: np.ndarray, value: Value, tol: float) -> Direction:
+    def __call__(self, theta: np.ndarray, value: Value, aim: Aim) -> Direction:
         g = value.gradient
         if self.metric is None:
             p_of = probabilities(self.newton.problem, theta, value.kept)
@@ -53,8 +53,8 @@ class Limited:
         r = scale * self.metric(r)
         for (s, y, curved), alpha in zip(self.pairs, reversed(alphas)):
             r += (alpha - float((y * r).sum()) / curved) * s
-        if float((g * r).sum()) / 2 <= 0.5 * tol:
-            return self.newton(theta, value, tol)
+        if float((g * r).sum()) / 2 <= 0.5 * aim.tol:
+            return self.newton(theta, value, aim)
         return Direction(r, certifies=False)
 
 

@@ -10,16 +10,21 @@ Source: Nocedal and Wright, Numerical Optimization (2006), section 3.3.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 
-from likely.solvers.descend import Direction, Path, descend
+from likely.solvers.conjugate import KEPT, conjugate_gradients, probabilities, product, residual_left, room_taken
+from likely.solvers.descend import Aim, Direction, Path, descend
 from likely.solvers.passes import Value, curvature
 from likely.solvers.problem import Problem
-from likely.solvers.rows import one_thread
+from likely.solvers.rows import Memory, one_thread
 
+FRESH = 0.1
+"""What a product may leave of the square of the residual where the Hessian is that of the last point."""
 SMALL_FACTOR = 1000
 """Up to so many parameters a factor is done before other threads have woken up."""
 
@@ -56,24 +61,85 @@ def hessian(problem: Problem, coef: np.ndarray, intercept: np.ndarray, penalty: 
 
 def newton_step(problem: Problem, theta: np.ndarray, value: Value, penalty: float) -> np.ndarray:
     """S with `H S = G` at θ; F falls along −S."""
+    return with_common(problem, theta, factored(problem, theta, penalty)(value.gradient, refine=True), penalty)
+
+
+Metric = Callable[..., np.ndarray]
+"""G ↦ S, near that with `H S = G`; `refine=True` is worth a digit or two where H is nearly singular."""
+
+
+def factored(
+    problem: Problem, at: np.ndarray, penalty: float, rows: Problem | None = None, damping: float = 0.0
+) -> Metric:
+    """The solver of `(H + μ) S = G` with the Hessian at a point, of some of the rows where they are given."""
     many = 1 if problem.binary else problem.K - 1
-    h = curvature(problem, theta, many)
-    s = solve_reduced(problem, h, value.gradient, penalty)
+    return reduced(problem, curvature(rows or problem, at, many), penalty, damping)
+
+
+@dataclass(eq=False)
+class Lagged:
+    """The Newton step by a factor of the Hessian, or by conjugate gradients with that of an earlier point.
+
+    A product with the Hessian costs what a value costs, and a new Hessian about `price` times as much. So an old factor
+    serves until a solve with it takes more than a third of that; one that takes all of it has been in vain. Without a
+    penalty the last step is solved by a factor: there the certificate leaves no room for a residual.
+    """
+
+    problem: Problem
+    penalty: float
+    metric: Metric | None = None
+    rate: float = 1.0
+    """What a product leaves of the square of the residual, as far as is known."""
+    _worn: bool = False
+
+    @property
+    def price(self) -> int:
+        return 2 + parameters_of(self.problem) // 10
+
+    def __call__(self, theta: np.ndarray, value: Value, aim: Aim) -> Direction:
+        problem, penalty, gradient = self.problem, self.penalty, value.gradient
+        if self.metric is not None and not self._worn and self.pays(value, aim):
+            p_of = probabilities(problem, theta, value.kept)
+            apply = product(problem, p_of, penalty, np.float64, aim.damping)
+            room = residual_left(problem, penalty, value, aim)
+            s, count = conjugate_gradients(apply, gradient, self.metric, 0.1, self.price, room)
+            self._worn, self.rate = count > self.price / 3, FRESH
+            if count < self.price:
+                return Direction(s)
+        self.metric, self._worn, self.rate = factored(problem, theta, penalty, damping=aim.damping), False, FRESH
+        s = self.metric(gradient, refine=True)
+        return Direction(with_common(problem, theta, s, penalty), exact=True)
+
+    def pays(self, value: Value, aim: Aim) -> bool:
+        """Whether conjugate gradients are likely to leave a small enough residual for the price."""
+        assert self.metric is not None
+        if not aim.near(float((value.gradient * self.metric(value.gradient)).sum())):
+            return True
+        if self.penalty == 0:
+            return False
+        left = room_taken(self.problem, self.penalty, value.gradient) / (aim.tol / 8)
+        return left <= self.rate**-self.price
+
+
+def with_common(problem: Problem, theta: np.ndarray, s: np.ndarray, penalty: float) -> np.ndarray:
+    """What the classes have in common only the penalty sees: a Newton step takes all of it away."""
     if penalty > 0 and not problem.binary:
-        # What the classes have in common only the penalty sees: a Newton step takes all of it away.
         s[:-1] += theta[:-1].mean(axis=1, keepdims=True)
     return s
 
 
-def newton_cholesky(problem: Problem, penalty: float, theta: np.ndarray, **how: Any) -> Path:
-    """Newton's method with the whole Hessian at each step."""
+def newton_cholesky(
+    problem: Problem, penalty: float, theta: np.ndarray, *, start: Metric | None = None, rate: float = 1.0, **how: Any
+) -> Path:
+    """Newton's method with the whole Hessian, formed anew where that pays.
 
-    def direct(theta: np.ndarray, value: Value, tol: float) -> Direction:
-        return Direction(newton_step(problem, theta, value, penalty), exact=True)
-
+    Args:
+        start: what solves with a Hessian near that at θ. rate: as `Lagged` has it, for this.
+    """
     alone = parameters_of(problem) <= SMALL_FACTOR
+    keep = np.float64 if problem.n * problem.M * 8 <= KEPT and isinstance(problem.source, Memory) else None
     with one_thread() if alone else contextlib.nullcontext():
-        return descend(problem, penalty, theta, direct, **how)
+        return descend(problem, penalty, theta, Lagged(problem, penalty, start, rate), keep=keep, **how)
 
 
 def parameters_of(problem: Problem) -> int:
@@ -81,8 +147,9 @@ def parameters_of(problem: Problem) -> int:
     return (problem.D + 1) * max(1, problem.M - 1)
 
 
-def solve_reduced(problem: Problem, h: np.ndarray, gradient: np.ndarray, penalty: float) -> np.ndarray:
-    """S from the Hessian of `Σ w A` by all classes but the last; the penalty and what keeps it regular are added here.
+def reduced(problem: Problem, h: np.ndarray, penalty: float, damping: float = 0.0) -> Metric:
+    """G ↦ S with the Hessian of `Σ w A` by all classes but the last, to which the penalty is added, and what keeps it
+    regular.
 
     Of `‖W‖²` for W with columns that sum to zero, written in the differences to the last class, the Hessian is
     `(1[k = l] − 1/K) I`.
@@ -90,7 +157,7 @@ def solve_reduced(problem: Problem, h: np.ndarray, gradient: np.ndarray, penalty
     R = problem.D + 1
     many = h.shape[0] // R
     blocks = h.reshape(many, R, many, R)
-    ridge = np.r_[penalty * problem.inverse**2, 0.0]
+    ridge = np.r_[penalty * problem.inverse**2, 0.0] + damping
     for k in range(many):
         for l in range(many):
             share = 1.0 if problem.binary else float(k == l) - 1 / problem.K
@@ -98,17 +165,21 @@ def solve_reduced(problem: Problem, h: np.ndarray, gradient: np.ndarray, penalty
     # A column without a coefficient, and an intercept that is not there, keep a 1 on the diagonal.
     diagonal = np.einsum("ii->i", h)
     diagonal[diagonal <= 0] = 1.0
-    centred = gradient if problem.binary else gradient - gradient.mean(axis=1, keepdims=True)
-    rhs = centred[:, :many].T.reshape(-1)
-    s = solve_positive(h, rhs).reshape(many, R).T
-    if problem.binary:
-        return s
-    s = np.hstack([s, np.zeros((R, 1))])
-    return s - s.mean(axis=1, keepdims=True)
+    inverse = positive(h)
+
+    def apply(gradient: np.ndarray, refine: bool = False) -> np.ndarray:
+        centred = gradient if problem.binary else gradient - gradient.mean(axis=1, keepdims=True)
+        s = inverse(centred[:, :many].T.reshape(-1), refine).reshape(many, R).T
+        if problem.binary:
+            return s
+        s = np.hstack([s, np.zeros((R, 1))])
+        return np.asarray(s - s.mean(axis=1, keepdims=True))
+
+    return apply
 
 
-def solve_positive(h: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-    """`h⁻¹ rhs` by Cholesky after scaling to a unit diagonal; with the least shift of it that makes that possible."""
+def positive(h: np.ndarray) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """`r ↦ h⁻¹ r` by Cholesky after scaling to a unit diagonal; with the least shift of it that makes that possible."""
     root = 1 / np.sqrt(np.einsum("ii->i", h))
     h *= root
     h *= root[:, None]
@@ -121,9 +192,11 @@ def solve_positive(h: np.ndarray, rhs: np.ndarray) -> np.ndarray:
             factor = scipy.linalg.cho_factor(shifted, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             continue
-        s = scipy.linalg.cho_solve(factor, root * rhs, check_finite=False)
-        # One step of refinement; where the matrix is nearly singular it is worth a digit or two.
-        s += scipy.linalg.cho_solve(factor, root * rhs - shifted @ s, check_finite=False)
-        if np.isfinite(s).all():
-            return np.asarray(root * s)
-    return np.asarray(rhs)
+        if np.isfinite(factor[0]).all():
+            return lambda rhs, refine: root * _solved(factor, shifted, root * rhs, refine)
+    return lambda rhs, refine: rhs
+
+
+def _solved(factor: Any, h: np.ndarray, rhs: np.ndarray, refine: bool) -> np.ndarray:
+    s = scipy.linalg.cho_solve(factor, rhs, check_finite=False)
+    return np.asarray(s + scipy.linalg.cho_solve(factor, rhs - h @ s, check_finite=False) if refine else s)

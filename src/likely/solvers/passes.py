@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from likely.solvers.problem import Problem, as_dense, xt, xw
+from likely.solvers.problem import Problem, as_dense, over_rows, xt, xw
 from likely.solvers.rows import Block, reduce
 
 
@@ -37,14 +37,14 @@ def normalise(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         e = np.exp(-np.abs(z))
         a = np.log1p(e)
         a += np.maximum(z, 0)
+        p = np.where(z < 0, e, 1.0)
         e += 1
-        p = np.exp(np.minimum(z, 0))
         p /= e
         return a[:, 0], p
     top = z.max(axis=1, keepdims=True)
     z -= top
     p = np.exp(z, out=z)
-    total = p.sum(axis=1, keepdims=True)
+    total = p @ np.ones((p.shape[1], 1), p.dtype)
     p /= total
     return (top + np.log(total))[:, 0], p
 
@@ -71,7 +71,7 @@ def evaluate(problem: Problem, theta: np.ndarray, penalty: float, keep: Any = No
         if kept is not None:
             kept[block.start] = p.astype(keep)
         p *= block.weight[:, None]
-        return float(block.weight @ a), xt(x, p), p.sum(axis=0)
+        return float(block.weight @ a), xt(x, p), over_rows(p)
 
     normaliser, g, g_b = reduce(problem.source, run, problem.threads)
     return replace(assemble(problem, theta, penalty, normaliser, g, g_b), kept=kept)
@@ -105,7 +105,7 @@ def _directly(problem: Problem, w: np.ndarray, b: np.ndarray, penalty: float, ke
         if kept is not None:
             kept[block.start] = p.astype(keep)
         r *= block.weight[:, None]
-        return float(block.weight @ loss), float(block.weight @ a), xt(x, r), r.sum(axis=0)
+        return float(block.weight @ loss), float(block.weight @ a), xt(x, r), over_rows(r)
 
     loss, normaliser, g, g_b = reduce(problem.source, run, problem.threads)
     t, m = problem.moments()

@@ -18,7 +18,7 @@ from likely.solvers.collinear import Dependence, dependence, least_norm, row_spa
 from likely.solvers.conjugate import MOST_GRAM, newton_cg
 from likely.solvers.descend import Path, Step
 from likely.solvers.limited import lbfgs
-from likely.solvers.newton import newton_cholesky, parameters_of
+from likely.solvers.newton import factored, newton_cholesky, parameters_of
 from likely.solvers.passes import gram
 from likely.solvers.problem import Problem, as_dense
 from likely.solvers.rows import Memory, chain
@@ -154,9 +154,10 @@ def _solve(
             theta = _onto_basis(theta, found)
             problem.drop(found.columns)
     try:
+        known: dict[str, Any] = {}
         if few is not None:
-            theta = _first_on_few(problem, few, penalty, solver, theta, rng)
-        path = _descend(problem, penalty, solver, theta, rng, how)
+            theta, known = _first_on_few(problem, few, penalty, solver, theta, rng)
+        path = _descend(problem, penalty, solver, theta, rng, {**how, **known})
         left = how["max_iter"] - path.iterations
         formed = chosen and solver == "newton-cg" and parameters_of(problem) <= MOST_PARAMETERS
         if formed and not path.converged and left > 0:
@@ -271,15 +272,24 @@ def _few(problem: Problem, rng: np.random.Generator) -> Problem | None:
 
 def _first_on_few(
     problem: Problem, few: Problem, penalty: float, solver: str, theta: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """θ fitted to some of the rows; it is polished on all of them, which need not be like these."""
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """θ fitted to some of the rows, and what they tell of the objective there; it is polished on all of them, which
+    need not be like these."""
     # The optimum on so few rows is that far from the one on all: there is no use in coming nearer.
     enough = 0.02 * parameters_of(problem) / few.n
     start = few.to_standard(*problem.from_standard(theta))
     few.drop(problem.inverse == 0)
     path = _descend(few, penalty, solver, start, rng, {"tol": enough, "max_iter": 20, "enough": enough})
     moved = problem.to_standard(*few.from_standard(path.theta))
-    return moved if np.isfinite(moved).all() else theta
+    if not np.isfinite(moved).all():
+        return theta, {}
+    known: dict[str, Any] = {"bend": path.bend}
+    if solver == "newton-cholesky":
+        assert isinstance(few.source, Memory)
+        some = problem.on(few.source)
+        # Of the curvature of so many random rows the relative error is about √(parameters / rows).
+        known |= {"start": factored(problem, moved, penalty, some), "rate": 4 * parameters_of(problem) / few.n}
+    return moved, known
 
 
 def look_for_dependence(problem: Problem) -> Dependence | None:
