@@ -62,7 +62,7 @@ WHOLE = Setting(
     seeds=(0, 1, 2),
     learnt=(120, 3000),
     tested=(40, 1200),
-    training={"learning_rate": 3e-3, "batch_size": 4, "epochs": 2},
+    training={"learning_rate": 1e-3, "batch_size": 2, "epochs": 2},
 )
 SMALL = Setting(
     keep=("top:4", "top:4+tail", "samples:12", "hybrid:2+3"),
