@@ -7,9 +7,10 @@ import itertools
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 import statsmodels.api as sm
 
-from likely.solvers.certificate import certify, dual_point, gap
+from likely.solvers.certificate import _transferred, certify, dual_point, gap
 from likely.solvers.passes import evaluate
 from likely.solvers.problem import Problem
 from likely.solvers.solve import solve
@@ -115,3 +116,37 @@ def test_value_ahead_is_the_value_there() -> None:
     assert ahead is not None
     assert ahead.loss == pytest.approx(there.loss, rel=1e-13)
     np.testing.assert_allclose(ahead.gradient, there.gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("seed", range(12))
+def test_distributions_are_moved_to_the_masses_of_the_target(seed: int, binary: bool) -> None:
+    """What is told of them from sums, against the distributions themselves, row by row."""
+    rng = np.random.default_rng(seed)
+    n, D, K = 60, 3, 2 if binary else 6
+    x, w = rng.normal(size=(n, D)) * [1e-2, 1, 30], rng.uniform(0.5, 2, n)
+    q = rng.dirichlet(np.ones(K), n)
+    problem = Problem.make(x, q, w, classes=K, binary=binary)
+    M = problem.M
+    theta, s = rng.normal(size=(D + 1, M)), 0.05 * rng.normal(size=(D + 1, M))
+    value = evaluate(problem, theta, 0.1)
+    dual, _ = dual_point(problem, theta, s)
+    assert dual.largest <= 1
+    moment, divergence = _transferred(problem, *problem.raw(theta), value, dual)
+    (a, b), (c, d) = problem.raw(theta), problem.raw(s)
+    z, step = x @ a + b, x @ c + d
+    if binary:
+        z, step = np.hstack([0 * z, z]), np.hstack([0 * step, step])
+    p = scipy.special.softmax(z, axis=1)
+    near = p * (1 - step + (p * step).sum(axis=1, keepdims=True))
+    share = w / w.sum()
+    mass, wanted = share @ near, share @ q
+    over, under = np.maximum(mass - wanted, 0) / mass, np.maximum(wanted - mass, 0)
+    moved = near * (1 - over) + (near @ over)[:, None] * under / under.sum()
+    np.testing.assert_allclose(moved.sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(share @ moved, wanted, rtol=1e-12)
+    whole = (x * share[:, None]).T @ moved
+    np.testing.assert_allclose(moment, whole[:, 1:] if binary else whole, rtol=1e-9, atol=1e-12)
+    exact = share @ (moved * np.log(moved / p)).sum(axis=1)
+    assert exact <= divergence * (1 + 1e-12)
+    assert divergence < exact + 0.2 * np.abs(mass - wanted).sum() * (1 + np.abs(np.log(p)).max())

@@ -96,12 +96,14 @@ def certify(
 @dataclass(frozen=True, eq=False)
 class Dual:
     """Distributions p' by what the bound needs of them: `largest` δ (p' = p (1 − δ), they exist where it is at most 1),
-    `divergence` = Σ w KL(p' ‖ p), `moment` = X' D_w P' and `mass` = P'' w."""
+    `divergence` = Σ w KL(p' ‖ p), `moment` = X' D_w P', `mass` = P'' w and, where it was summed, `normalisers` =
+    Σ w p' A(z) of each column."""
 
     largest: float
     divergence: float
     moment: np.ndarray
     mass: np.ndarray
+    normalisers: np.ndarray | None = None
 
 
 def dual_point(
@@ -123,7 +125,7 @@ def dual_point(
         if block.offset is not None:
             z += block.offset.reshape(z.shape)
         there = z - step if forward else None
-        _, p = normalise(z)
+        a, p = normalise(z)
         if problem.binary:
             delta = np.hstack([(1 - p) * step, -p * step])
             full = np.hstack([p, 1 - p])
@@ -135,14 +137,14 @@ def dual_point(
         divergence = float((weighted * _divergence(delta)).sum()) if largest <= 1 else np.inf
         p_dual = (weighted * (1 - delta))[:, :M]
         if there is None:
-            return Largest(largest), divergence, xt(x, p_dual), over_rows(p_dual)
-        a, p_there = normalise(there)
+            return Largest(largest), divergence, xt(x, p_dual), over_rows(p_dual), a @ p_dual
+        a_there, p_there = normalise(there)
         p_there *= block.weight[:, None]
         r = np.hstack([p_dual, p_there])
-        return Largest(largest), divergence, xt(x, r), over_rows(r), float(block.weight @ a)
+        return Largest(largest), divergence, xt(x, r), over_rows(r), a @ p_dual, float(block.weight @ a_there)
 
-    largest, divergence, moment, mass, *rest = reduce(problem.source, run, problem.threads)
-    dual = Dual(largest.value, divergence, moment[:, :M], mass[:M])
+    largest, divergence, moment, mass, normalisers, *rest = reduce(problem.source, run, problem.threads)
+    dual = Dual(largest.value, divergence, moment[:, :M], mass[:M], normalisers)
     if not forward:
         return dual, None
     return dual, assemble(problem, ahead, penalty, rest[0], moment[:, M:].copy(), mass[M:].copy())
@@ -185,7 +187,39 @@ def _bound(
 
 
 def _balance(problem: Problem, w: np.ndarray, b: np.ndarray, value: Value, dual: Dual) -> tuple[np.ndarray, float]:
-    """The moment and the divergence of `(1 − t) p' + t u`, whose masses are those of the target to rounding.
+    """The moment and the divergence of distributions near p' whose masses are those of the target to rounding."""
+    known = dual.normalisers is not None and not problem.has_offset
+    return (_transferred if known else _mixed)(problem, w, b, value, dual)
+
+
+def _transferred(problem: Problem, w: np.ndarray, b: np.ndarray, value: Value, dual: Dual) -> tuple[np.ndarray, float]:
+    """Those of `p'∘(1 − a) + f v`: what a class has too much, the share a of it, goes to those that have too little.
+
+    Of row i it is `f_i = Σ_k a_k p'_ik`, of all rows E, and v says where it goes. With `c log(c/p)` convex in c the
+    divergence is at most `Σ w KL(p' ‖ p) + Σ_k a_k (m_k(p) − (1 − a_k) m'_k) + Σ_i w_i f_i KL(v ‖ p_i)`, where
+    `−c log(c/p) ≤ p − c` and `−(1 − f) log(1 − f) ≤ f` were used; the last sum follows from sums over the rows.
+    """
+    assert dual.normalisers is not None
+    mass, there, target, moment, normalisers = dual.mass, value.mass, problem.masses, dual.moment, dual.normalisers
+    if problem.binary:
+        mass, there = np.r_[1 - mass, mass], np.r_[1 - there, there]
+        moment = np.hstack([problem.first[:, None] - moment, moment])
+        normalisers = np.r_[value.normaliser - normalisers, normalisers]
+        w, b = np.hstack([np.zeros_like(w), w]), np.r_[0.0, b]
+    over = np.maximum(mass - target, 0.0)
+    moved, v = float(over.sum()), np.maximum(target - mass, 0.0)
+    if moved <= ROUNDING * len(mass) or not v.any():
+        return dual.moment, dual.divergence
+    a, v = over / np.where(over > 0, mass, 1.0), v / v.sum()
+    moment_f = moment @ a
+    log_p = moment_f @ w + b * moved - float(normalisers @ a)
+    extra = float(a @ (there - (1 - a) * mass)) + moved * float(scipy.special.xlogy(v, v).sum()) - float(v @ log_p)
+    balanced = moment * (1 - a) + moment_f[:, None] * v
+    return balanced[:, 1:] if problem.binary else balanced, dual.divergence + max(0.0, extra)
+
+
+def _mixed(problem: Problem, w: np.ndarray, b: np.ndarray, value: Value, dual: Dual) -> tuple[np.ndarray, float]:
+    """Those of `(1 − t) p' + t u`, where less is known.
 
     `u` is one distribution for all rows, `u = m' + (m − m')/t`, and t the smallest number for which it is one. The
     divergence is convex: at most `(1 − t) Σ w KL(p' ‖ p) + t Σ w KL(u ‖ p)`, and `Σ w log p` is known from sums.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from likely.solvers.certificate import dual_point
 from likely.solvers.descend import Aim, Direction, Path, descend
 from likely.solvers.passes import Value, gram, logits, normalise
 from likely.solvers.problem import Problem, over_rows, squares, xt, xw
@@ -27,6 +28,8 @@ MOST_GRAM = 3000
 """Up to so many features the metric is a Gram matrix, beyond it a diagonal."""
 WORN = 6
 """Products of one solve above which a metric is worn out."""
+LARGE = 0.5
+"""A step whose largest δ on some of the rows is above this is not expected to have none above 1 on all of them."""
 KEPT = 512_000_000
 """Bytes of probabilities that are kept in any case."""
 CHEAP_GRAM, UNRELATED, TOO_MANY = 256, 1.25, 15
@@ -179,15 +182,17 @@ def conjugate_gradients(
     return (s if count and np.any(s) else z), count
 
 
-def residual_left(problem: Problem, penalty: float, value: Value, aim: Aim) -> Enough:
-    """Whether `G − H S` leaves room for the certificate; far from the optimum it may be what it is."""
+def residual_left(
+    problem: Problem, penalty: float, value: Value, aim: Aim, valid: Callable[[np.ndarray], bool] = lambda s: True
+) -> Enough:
+    """Whether `G − H S` leaves room for the certificate; where none is in sight, or S is not `valid`, it always does."""
 
     def enough(s: np.ndarray, r: np.ndarray) -> bool:
-        if not aim.near(float((value.gradient * s).sum())):
+        if not aim.near(float((value.gradient * s).sum())) or not valid(s):
             return True
         if penalty == 0:
             return float(np.linalg.norm(r) * np.linalg.norm(s)) <= aim.tol / 4
-        return room_taken(problem, penalty, r) <= aim.tol / 8 and np.abs(r[-1]).max() <= aim.tol / 100
+        return room_taken(problem, penalty, r) <= aim.tol / 8 and np.abs(r[-1]).sum() <= aim.tol / 30
 
     return enough
 
@@ -221,7 +226,16 @@ class Conjugate:
         worn = self._last > WORN and self._fresh >= self.patience()
         if self._metric is None or worn:
             self._metric, self._fresh = self.metric(theta, p_of), 0
-        enough = residual_left(problem, self.penalty, value, aim)
+        certifies: list[bool] = []
+
+        def valid(s: np.ndarray) -> bool:
+            """Whether the dual point of S will be one, as far as a part of the rows tells."""
+            if not certifies:
+                part = self.sample
+                certifies.append(part is None or dual_point(part, theta, s)[0].largest <= LARGE)
+            return certifies[0]
+
+        enough = residual_left(problem, self.penalty, value, aim, valid)
         s, count = conjugate_gradients(apply, value.gradient, self._metric, 0.1, self.most, enough)
         self._fresh += count
         self._last = count
@@ -229,7 +243,7 @@ class Conjugate:
             self.unrelated, self._metric = False, None
         if count >= self.most and self.dtype != np.float64:
             self.dtype, self._metric = np.float64, None
-        return Direction(s)
+        return Direction(s, certifies=all(certifies))
 
     def patience(self) -> float:
         """Products that cost as much as a new metric: a matrix times itself against thin, memory-bound products."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ class Direction:
 class Aim:
     """The gap that is wished for, `tol`, and what tells whether a Newton step from here will have reached it.
 
-    The decrement G·S is twice what a Newton step gains, and near the optimum the next one is `bend` times its square.
+    The decrement G·S is twice what a Newton step gains, and near the optimum the next one is `bend` times its square:
+    as this one was of that `before`, where there was one.
     Without a penalty, and where a pass costs nothing, the wish is for estimates as exact as they can be had: the last
     step is made from where the bound holds.
 
@@ -76,10 +77,12 @@ class Aim:
     tol: float
     bend: float = np.inf
     damping: float = 0.0
+    before: float = 0.0
 
     def near(self, decrement: float) -> bool:
         """Whether the bound after the step may be small enough; the loss falls by what it is above that point's."""
-        after = decrement / 2 * min(1.0, 4 * self.bend * decrement)
+        bend = decrement / self.before**2 if self.before > 0 and np.isfinite(self.bend) else self.bend
+        after = decrement / 2 * min(1.0, 4 * bend * decrement)
         return self.damping == 0 and (after <= self.tol or decrement / 2 <= 3 * self.tol)
 
 
@@ -124,13 +127,12 @@ def descend(
             path.converged = True
             _record(path, began, report)
             break
-        aim = Aim(max(tol, rounding(value.loss)), path.bend if early else np.inf, damping)
+        aim = Aim(max(tol, rounding(value.loss)), path.bend if early else np.inf, damping, before)
         direction = direct(theta, value, aim)
         s = direction.step
         decrement = float((value.gradient * s).sum())
         if before > 0 and decrement > 0:
             path.bend = decrement / before**2
-            aim = replace(aim, bend=path.bend if early else np.inf)
         if enough and decrement <= enough * 2:
             break
         if decrement <= 0:

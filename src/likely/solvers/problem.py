@@ -154,9 +154,10 @@ class Problem:
                 r = (1 - eps) * as_dense(wq) + eps / K * w[:, None]
                 dot = float((r[:, 1] * block.offset).sum() if self.binary else (r * block.offset).sum())
             offset = 0.0 if block.offset is None else w @ block.offset
+            moved = float(block.offset is not None)
             m = over_rows(wq).astype(np.float64)
             t, first = _moments(x, wq, w)
-            return t, m, float(w @ entropy), first, squares(x, w), dot, float(w.sum()), offset
+            return t, m, float(w @ entropy), first, squares(x, w), dot, float(w.sum()), offset, moved
 
         sums = reduce(self.source, read, self.threads)
         if isinstance(self.source, Stream):
@@ -164,7 +165,8 @@ class Problem:
             require_positive(total)
             sums = tuple(term / total for term in sums)
         assert total is not None
-        t, m, self.entropy, self.first, second, self.offset_dot, _, self.offset_mean = sums
+        t, m, self.entropy, self.first, second, self.offset_dot, _, self.offset_mean, moved = sums
+        self.has_offset = moved > 0
         self.total, self.n, self.D = total, self.source.n, self.source.D
         wrong = np.flatnonzero(~np.isfinite(second))
         if len(wrong):
