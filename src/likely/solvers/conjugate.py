@@ -185,7 +185,7 @@ def conjugate_gradients(
 def residual_left(
     problem: Problem, penalty: float, value: Value, aim: Aim, valid: Callable[[np.ndarray], bool] = lambda s: True
 ) -> Enough:
-    """Whether `G − H S` leaves room for the certificate; where none is in sight, or S is not `valid`, it always does."""
+    """Whether `G − H S` leaves room for the certificate; it does where none is in sight or S is not `valid`."""
 
     def enough(s: np.ndarray, r: np.ndarray) -> bool:
         if not aim.near(float((value.gradient * s).sum())) or not valid(s):
