@@ -102,8 +102,8 @@ def objective(
         The weight of the mean squared log-normaliser, at T = 1, over the rows that any term counts (divided by `total`
         where it is given).
     memory : "minimal" or "inplace", optional
-        "minimal", for a Linear head: hold a tile of 4 MiB of logits and no more, and compute them twice; four products,
-        not three.  "inplace", for Logits that are no leaf: overwrite them with their gradient, which one backward pass
+        "minimal", for a Linear head: hold a tile of 2 to 4 MiB of logits and no more, and compute them twice; four
+        products, not three.  "inplace", for Logits that are no leaf: overwrite them with their gradient, which one backward pass
         hands on; whatever else saved them raises autograd's error.
     kernel : str, optional
 

@@ -31,7 +31,7 @@ def test_equals_the_definition(name: str, head_name: str, dtype: torch.dtype, ro
     found = []
     for own, kernel in ((wide, Kernel("eager")), (head, Kernel("eager")), (head, Kernel("minimal", None, row_pass))):
         leaf, leaves = requiring_grad(own)
-        with mock.patch.object(minimal, "TILE_BYTES", 4 * 7 * 2):  # two classes at a time
+        with mock.patch.multiple(minimal, TILE=(512, 7 * 2), HALF_TILE=(512, 7 * 2)):  # two classes at a time
             loss, scores = kernel.objective(leaf, terms, z_loss=0.1)
             rows = [scores[0].cross_entropy, *([scores[0].kl] if made.known else [])]
             found.append([t.double() for t in (loss.detach(), *kernel.gradients(loss, leaf, leaves), *rows)])
@@ -46,7 +46,7 @@ def test_nothing_larger_than_a_tile_or_a_gradient_is_held() -> None:
 
     x, weight = torch.randn(64, 8, requires_grad=True), torch.randn(3000, 8, requires_grad=True)
     target = likely.labels(torch.arange(64), 3000)
-    with Largest() as seen, mock.patch.object(minimal, "TILE_BYTES", 64 * 100 * 4):
+    with Largest() as seen, mock.patch.object(minimal, "TILE", (512, 64 * 100)):
         likely.objective(likely.Linear(x, weight), target, memory="minimal")[0].backward()
     assert 0 < seen.numel <= 3000 * 8
 

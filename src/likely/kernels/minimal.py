@@ -23,8 +23,9 @@ from likely.kernels.common import weighted_sum
 
 Terms = Sequence[tuple[Target, float]]
 
-TILE_BYTES = 2**22
-"""The size of a tile of logits in float32: 4 MiB, which caches hold; 512 rows of it keep the products' rate."""
+TILE, HALF_TILE = (256, 2**19), (1024, 2**21)
+"""Rows and entries of a tile of logits: 2 MiB in float32, where 256 rows keep the products' rate, and 4 MiB of half
+precision, whose products want more rows. Caches hold either."""
 
 
 def refuses(head: Head, terms: Terms) -> str | None:
@@ -85,8 +86,9 @@ class Pass:
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """All rows of one range of classes, then the next."""
-        n = min(self.head.rows, 512)
-        c = max(1, TILE_BYTES // (4 * max(1, n)))
+        rows, entries = HALF_TILE if self.lean and self.head.dtype.itemsize == 2 else TILE
+        n = min(self.head.rows, rows)
+        c = max(1, entries // max(1, n))
         for start in range(0, self.head.classes, c):
             for first in range(0, self.head.rows, n):
                 yield (
