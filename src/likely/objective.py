@@ -103,8 +103,8 @@ def objective(
         where it is given).
     memory : "minimal" or "inplace", optional
         "minimal", for a Linear head: hold a tile of 2 to 4 MiB of logits and no more, and compute them twice; four
-        products, not three.  "inplace", for Logits that are no leaf: overwrite them with their gradient, which one backward pass
-        hands on; whatever else saved them raises autograd's error.
+        products, not three.  "inplace", for Logits that are no leaf: overwrite them with their gradient, which one
+        backward pass hands on; whatever else saved them raises autograd's error.
     kernel : str, optional
 
     Returns
