@@ -115,7 +115,7 @@ def probabilities(y: np.ndarray, first: int = 0) -> np.ndarray:
         place = f" (row 0 is row {first} of the whole)" if first else ""
         raise ValueError(f"{error}{place}{fix}") from None
     q = p.double().numpy()
-    total = q.sum(axis=1, keepdims=True)
+    total = q @ np.ones((q.shape[1], 1))
     return q if bool((total == 1).all()) else q / total
 
 

@@ -143,11 +143,11 @@ class Problem:
             if total is None:
                 total_weight(w, block.start, at_all=False)
             if y.ndim == 1:
-                wq, entropy = one_hot(y, K, block.start, w), np.full(len(y), label_entropy)
+                wq, entropy = one_hot(y, K, block.start, w), label_entropy * float(w.sum())
             else:
                 require(y.shape[1] == K, f"target: has {y.shape[1]} columns where there are {K} classes")
                 q = y.astype(np.float64, copy=False)
-                entropy = scipy.special.entr((1 - eps) * q + eps / K if eps else q).sum(axis=1)
+                entropy = float((w @ scipy.special.entr((1 - eps) * q + eps / K if eps else q)).sum())
                 wq = q * w[:, None]
             dot = 0.0
             if block.offset is not None:
@@ -157,7 +157,7 @@ class Problem:
             moved = float(block.offset is not None)
             m = over_rows(wq).astype(np.float64)
             t, first = _moments(x, wq, w)
-            return t, m, float(w @ entropy), first, squares(x, w), dot, float(w.sum()), offset, moved
+            return t, m, entropy, first, squares(x, w), dot, float(w.sum()), offset, moved
 
         sums = reduce(self.source, read, self.threads)
         if isinstance(self.source, Stream):
