@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+import torch
+
 from benchmarks import report, rounds
 from benchmarks.comparison import Run
 from benchmarks.peers import ALL
@@ -17,6 +19,7 @@ from benchmarks.problems import TARGETS, Case
 from benchmarks.running import cases, parser, run, wide_console
 
 SIZES = ("1024x256x32000", "2048x768x50257", "512x2048x128256", "8192x64x1000", "4096x16x4096")
+CUDA_SIZES = ("8192x4096x128256",)
 QUICK = ("64x16x1000",)
 CURVE_ROWS = (1024, 4096, 16384, 65536)
 CURVE_CONTESTANTS = ("likely", "likely minimal", "eager", "torch chunked", "torch chunked 256", "torch chunked 512")
@@ -55,4 +58,7 @@ def main(arguments: list[str]) -> int:
     options = options_of.parse_args(arguments)
     if options.curve:
         return curve(options)
-    return run("head", options, cases(options, QUICK if options.quick else SIZES))
+    if options.device != "cpu" and not torch.cuda.is_available():
+        options_of.error(f"--device {options.device}: this machine has none that PyTorch knows")
+    sizes = SIZES if options.device == "cpu" else CUDA_SIZES
+    return run("head", options, cases(options, QUICK if options.quick else sizes))

@@ -16,6 +16,8 @@ calls after the timed ones.
   gradients of less than 32 MiB in its heap: eager's scratch then reads anything from 346 to 565 MiB at
   1024 × 256 × 32000, growing from call to call.  This is why they are not the timed calls.
 * Pages are counted when they are first touched.  With huge pages a page is 2 MiB.
+
+On CUDA it is the allocator's own mark, the most that was held at once, less what was held before the call.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 MIB, M_MMAP_THRESHOLD = 2**20, -3
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -90,3 +94,19 @@ class Scratch:
 
     def end(self, gradients: int) -> None:
         self.bytes = max(self.bytes, high_water() - self.before - gradients)
+
+
+class CudaScratch:
+    """The same on CUDA."""
+
+    def __init__(self) -> None:
+        self.before, self.bytes, self.exact = 0, 0, True
+
+    def begin(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+
+    def end(self, gradients: int) -> None:
+        torch.cuda.synchronize()
+        self.bytes = max(self.bytes, torch.cuda.max_memory_allocated() - self.before - gradients)

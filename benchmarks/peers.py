@@ -1,4 +1,5 @@
-"""Peers that may not be installed: Liger-Kernel's chunked distillation in pure PyTorch, and optax under `jax.jit`.
+"""Peers that may not be installed: Liger-Kernel's chunked distillation in pure PyTorch, optax under `jax.jit`, and on
+CUDA the fused losses on labels of Liger-Kernel and cut-cross-entropy.
 
 They are imported by name at run time, so that the benchmark needs neither.
 """
@@ -13,13 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contestants import CONTESTANTS, Bind, Call, Contestant, NotRun, Outcome, differentiated
+from benchmarks.contestants import (
+    CONTESTANTS,
+    Bind,
+    Call,
+    Contestant,
+    NotRun,
+    Outcome,
+    differentiated,
+    plain_labels_only,
+)
 from benchmarks.problems import SMOOTHING, TEMPERATURE, Case, Problem
 
 
 def absent(*packages: str) -> str | None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     return f"{', '.join(missing)} is not installed" if missing else None
+
+
+def cuda_only(package: str) -> Callable[[Case], str | None]:
+    def refuses(case: Case) -> str | None:
+        if not case.on_cuda:
+            return "runs on CUDA only"
+        return absent(package) or plain_labels_only(case)
+
+    return refuses
 
 
 def no_liger(case: Case) -> str | None:
@@ -29,7 +48,7 @@ def no_liger(case: Case) -> str | None:
 
 
 def no_optax(case: Case) -> str | None:
-    return absent("jax", "optax")
+    return "is run on the CPU only" if case.on_cuda else absent("jax", "optax")
 
 
 def liger(compiled: bool, rows: int = 1024) -> Callable[[Case], Bind]:
@@ -48,12 +67,23 @@ def liger(compiled: bool, rows: int = 1024) -> Callable[[Case], Bind]:
         )
 
         def run(problem: Problem) -> Tensor:
-            y = problem["y"] if hard else torch.zeros(len(problem["x"]), dtype=torch.int64)  # it wants labels anyway
+            y = problem["y"] if hard else problem["x"].new_zeros(case.rows, dtype=torch.int64)  # it wants labels anyway
             return loss(problem["x"], problem["weight"], problem["x_teacher"], problem["weight_teacher"], y)
 
         return differentiated(run)
 
     return build
+
+
+def liger_labels(case: Case) -> Bind:
+    module = importlib.import_module("liger_kernel.transformers")
+    loss = module.LigerFusedLinearCrossEntropyLoss()
+    return differentiated(lambda problem: loss(problem["weight"], problem["x"], problem["y"]))
+
+
+def cut(case: Case) -> Bind:
+    loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return differentiated(lambda problem: loss(problem["x"], problem["weight"], problem["y"]))
 
 
 def optax(case: Case) -> Bind:
@@ -120,6 +150,8 @@ PEERS = [
     Contestant("Liger", "peer", liger(compiled=False), refuses=no_liger),
     Contestant("Liger compiled", "peer", liger(compiled=True), compiles=True, refuses=no_liger),
     Contestant("Liger compiled 256", "peer", liger(compiled=True, rows=256), compiles=True, refuses=no_liger),
+    Contestant("Liger fused labels", "peer", liger_labels, compiles=True, refuses=cuda_only("liger_kernel")),
+    Contestant("cut-cross-entropy", "peer", cut, compiles=True, refuses=cuda_only("cut_cross_entropy")),
     Contestant("optax jit", "peer", optax, compiles=True, materialises=2, refuses=no_optax),
 ]
 ALL: dict[str, Contestant] = {one.name: one for one in [*CONTESTANTS, *PEERS]}

@@ -31,13 +31,18 @@ class Case:
     classes: int
     dtype: str
     target: str
+    device: str = "cpu"
 
     @property
     def sizes(self) -> str:
         return "x".join(str(n) for n in (self.rows, self.features, self.classes) if n > 1)
 
     def __str__(self) -> str:
-        return f"{self.sizes} {self.dtype} {self.target}"
+        return f"{self.sizes} {self.dtype} {self.target}" + f" on {self.device}" * self.on_cuda
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -57,10 +62,10 @@ class Case:
 
     def tiny(self) -> Case:
         """The same computation on next to nothing, which loads the libraries that it needs."""
-        return Case(16, min(self.features, 8), min(self.classes, 64), self.dtype, self.target)
+        return Case(16, min(self.features, 8), min(self.classes, 64), self.dtype, self.target, self.device)
 
     @classmethod
-    def parse(cls, sizes: str, dtype: str, target: str) -> Case:
+    def parse(cls, sizes: str, dtype: str, target: str, device: str = "cpu") -> Case:
         """`NxDxC` is a head, `NxC` given logits, `N` binary.
 
         >>> Case.parse("1024x256x32000", "float32", "labels").features
@@ -72,7 +77,7 @@ class Case:
             2: lambda: [numbers[0], 0, numbers[1]],
             1: lambda: [numbers[0], 0, 1],
         }[len(numbers)]()
-        return cls(rows, features, classes, dtype, target if classes > 1 else "binary")
+        return cls(rows, features, classes, dtype, target if classes > 1 else "binary", device)
 
 
 @dataclass
@@ -94,7 +99,9 @@ class Problem:
         return Problem(self.case, {k: t if "weight" in k else t[at] for k, t in self.tensors.items()})
 
     def double(self) -> Problem:
-        return Problem(self.case, {k: t.double() if t.is_floating_point() else t for k, t in self.tensors.items()})
+        """In float64, on the device of the case."""
+        moved = {k: t.to(self.case.device) for k, t in self.tensors.items()}
+        return Problem(self.case, {k: t.double() if t.is_floating_point() else t for k, t in moved.items()})
 
     def save(self, folder: Path) -> None:
         for name, tensor in self.tensors.items():
@@ -168,5 +175,6 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def load(case: Case, folder: Path) -> Problem:
-    """The saved problem in memory of its own, as torch's allocator gives it."""
-    return Problem(case, {k: mapped(folder / f"{k}.bin", *what).clone() for k, what in shapes(case).items()})
+    """The saved problem in memory of its own, as torch's allocator gives it, on the device of the case."""
+    read = {k: mapped(folder / f"{k}.bin", *what) for k, what in shapes(case).items()}
+    return Problem(case, {k: t.to(case.device) if case.on_cuda else t.clone() for k, t in read.items()})

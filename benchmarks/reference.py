@@ -50,7 +50,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
         found.detach().reshape(len(found) if found.dim() else 1, -1).split(rows),
         exact.reshape(len(exact) if exact.dim() else 1, -1).split(rows),
     ):
-        part = float((a.double() - b.double()).abs().max())
+        part = float((a.cpu().double() - b.cpu().double()).abs().max())
         gap = math.inf if math.isnan(part) else max(gap, part)
         size = max(size, float(b.abs().max()))
     return gap / size if size else (0.0 if gap == 0 else math.inf)
@@ -78,7 +78,7 @@ def prepare(case: Case, folder: Path, inputs_only: bool = False) -> None:
         return
     loss, gradients = reference(problem)
     for k, gradient in enumerate(gradients):
-        save(gradient, folder / f"gradient{k}.bin")
+        save(gradient.cpu(), folder / f"gradient{k}.bin")
     names = ["dx", "dW"] if case.has_head else ["dz"]
     about = {"loss": loss, "names": names, "shapes": [list(g.shape) for g in gradients]}
     (folder / "reference.json").write_text(json.dumps(about))

@@ -43,6 +43,7 @@ def parser(name: str, what: str | None, targets: Sequence[str], *, quick: bool) 
     new.add_argument("--dtypes", type=some_of(["float32", "bfloat16"]), default=["float32", "bfloat16"])
     new.add_argument("--targets", type=some_of(targets), default=list(targets))
     new.add_argument("--contestants", type=some_of(list(ALL)), default=list(ALL))
+    new.add_argument("--device", default="cpu", help="cpu or cuda")
     new.add_argument("--threads", type=lambda given: [int(n) for n in words(given)], default=[1, 2])
     new.add_argument("--settings", type=some_of(list(rounds.SETTINGS)), default=list(rounds.SETTINGS))
     new.add_argument("--rounds", type=int, default=7)
@@ -70,7 +71,7 @@ def tested(options: argparse.Namespace, console: Console) -> gate.Verdict:
 def cases(options: argparse.Namespace, sizes: Sequence[str]) -> list[Case]:
     """The product of sizes, dtypes and targets; binary sizes have one target."""
     found = [
-        Case.parse(one, dtype, target)
+        Case.parse(one, dtype, target, options.device)
         for one in options.cases or sizes
         for dtype in options.dtypes
         for target in options.targets

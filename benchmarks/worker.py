@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import Call, NotRun, Outcome
-from benchmarks.memory import Scratch
+from benchmarks.memory import CudaScratch, Scratch
 from benchmarks.peers import ALL, as_tensor
-from benchmarks.problems import Case, load, make
+from benchmarks.problems import Case, Problem, load, make
 from benchmarks.reference import errors
 
 PEAKS = 3  # calls whose scratch is measured
@@ -33,18 +33,19 @@ class Worker:
         self.outcome: Outcome | None = None
         self.call: Call | None = None
         self.leaves: list[torch.Tensor] = []
-        self.scratch: Scratch | None = None
+        self.scratch: Scratch | CudaScratch | None = None
 
     def prepare(self) -> dict[str, Any]:
         tiny = self.case.tiny()
         if not self.contestant.compiles:
-            self.contestant.build(tiny)(make(tiny))()
+            made = make(tiny)
+            self.contestant.build(tiny)(Problem(tiny, {k: t.to(tiny.device) for k, t in made.tensors.items()}))()
         self.bind = self.contestant.build(self.case)
         self.load()
         if self.contestant.compiles:
             self.run()
             self.drop()
-        self.scratch = Scratch()
+        self.scratch = CudaScratch() if self.case.on_cuda else Scratch()
         return {"warm-up": self.run()[0]}
 
     def rest(self) -> None:
@@ -65,13 +66,20 @@ class Worker:
         if refill is not None:
             refill()
 
+    def wait(self) -> None:
+        """A device computes on while the processor goes ahead."""
+        if self.case.on_cuda:
+            torch.cuda.synchronize()
+
     def run(self) -> tuple[float, float]:
         self.drop()
         if self.call is None:
             self.load()
         assert self.call is not None
+        self.wait()
         start, before = time.perf_counter(), time.process_time()
         self.outcome = self.call()
+        self.wait()
         return time.perf_counter() - start, time.process_time() - before
 
     def time(self) -> dict[str, Any]:

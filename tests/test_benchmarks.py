@@ -310,3 +310,20 @@ def test_a_problem_knows_its_leaves() -> None:
     assert [tuple(t.shape) for t in make(CASES[0]).leaves] == [(12, 8), (40, 8)]
     part: Problem = make(CASES[0]).rows(slice(0, 5))
     assert [tuple(t.shape) for t in part.leaves] == [(5, 8), (40, 8)]
+
+
+def test_what_runs_on_cuda_only_says_so_and_the_device_goes_with_the_case() -> None:
+    here, there = (Case.parse("8x4x16", "bfloat16", "labels", device) for device in ("cpu", "cuda"))
+    assert (str(here), str(there)) == ("8x4x16 bfloat16 labels", "8x4x16 bfloat16 labels on cuda")
+    assert there.tiny().device == "cuda"
+    for name in ("Liger fused labels", "cut-cross-entropy"):
+        assert ALL[name].refuses(here) == "runs on CUDA only"
+        assert ALL[name].refuses(there) != "runs on CUDA only"
+    assert ALL["optax jit"].refuses(there) == "is run on the CPU only"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        head.main(["--device", "cuda", "--quick"])
+    assert "--device cuda: this machine has none" in capsys.readouterr().err
