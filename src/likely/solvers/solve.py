@@ -26,8 +26,8 @@ from likely.solvers.separation import Separation, separation
 
 SOLVERS = ("auto", "newton-cholesky", "newton-cg", "lbfgs")
 MOST_PARAMETERS, CHEAP_PARAMETERS, CHEAP_PRODUCTS = 4000, 200, 5e9
-"""The Hessian is formed up to the first number of parameters, if they are no more than the second or it takes no more
-products than the third."""
+"""The Hessian is formed up to the first number of parameters, if they are no more than the second or, without a penalty,
+where the last step has to be exact, if it takes no more products than the third."""
 RUNNING = 0.1
 """A Newton step multiplies the probability that a separated row leaves to what it excludes by 1 − δ with δ near 1.
 Where no δ of an exact step is larger than this at the end, no row is on its way."""
@@ -136,7 +136,7 @@ def _solve(
         theta = theta - theta.mean(axis=1, keepdims=True)
     chosen = solver == "auto"
     if chosen:
-        solver = choose(problem)
+        solver = choose(problem, penalty)
     inverse, found = problem.inverse.copy(), None
     few = _few(problem, rng) if start is None else None
     if penalty == 0:
@@ -243,10 +243,10 @@ def tol_of(how: dict[str, Any]) -> float:
     return float(how["tol"])
 
 
-def choose(problem: Problem) -> str:
+def choose(problem: Problem, penalty: float) -> str:
     """Newton with a Cholesky factor where the Hessian is cheap, conjugate gradients beyond."""
     parameters = parameters_of(problem)
-    cheap = parameters <= CHEAP_PARAMETERS or problem.n * parameters**2 <= CHEAP_PRODUCTS
+    cheap = parameters <= CHEAP_PARAMETERS or (penalty == 0 and problem.n * parameters**2 <= CHEAP_PRODUCTS)
     return "newton-cholesky" if parameters <= MOST_PARAMETERS and cheap else "newton-cg"
 
 
