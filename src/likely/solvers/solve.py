@@ -26,8 +26,8 @@ from likely.solvers.separation import Separation, separation
 
 SOLVERS = ("auto", "newton-cholesky", "newton-cg", "lbfgs")
 MOST_PARAMETERS, CHEAP_PARAMETERS, CHEAP_PRODUCTS = 4000, 200, 5e9
-"""The Hessian is formed up to the first number of parameters, if they are no more than the second or, without a penalty,
-where the last step has to be exact, if it takes no more products than the third."""
+"""The Hessian is formed up to the first number of parameters, if they are no more than the second or, without a
+penalty, where the last step has to be exact, if it takes no more products than the third."""
 RUNNING = 0.1
 """A Newton step multiplies the probability that a separated row leaves to what it excludes by 1 − δ with δ near 1.
 Where no δ of an exact step is larger than this at the end, no row is on its way."""
