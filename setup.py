@@ -38,7 +38,9 @@ class BuildRows(build_ext):
     def build_extension(self, extension: Extension) -> None:
         openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
         jobs = [
-            (source, name, lanes, flags) for name, (lanes, flags) in SETS.items() for source in ("rows.cpp", "flat.cpp")
+            (source, name, lanes, flags)
+            for name, (lanes, flags) in SETS.items()
+            for source in ("rows.cpp", "flat.cpp", "odds.cpp")
         ] + [("dispatch.cpp", "dispatch", 0, [])]
 
         def compiled(job: tuple[str, str, int, list[str]]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LAWS = ("tests/laws/test_precision.py", "tests/laws/test_gradients.py", "tests/kernels")
+LAWS = ("tests/laws/test_precision.py", "tests/laws/test_gradients.py", "tests/laws/test_native.py")
 BRIEF = ("tests/laws/test_precision.py",)
 
 

@@ -33,7 +33,7 @@ def curve(options: argparse.Namespace) -> int:
     runs: list[Run] = []
     for dtype in options.dtypes:
         for rows in [n // 64 for n in CURVE_ROWS] if options.quick else CURVE_ROWS:
-            case = Case(rows, features, classes, dtype, "labels")
+            case = Case(rows, features, classes, dtype, "labels", options.device)
             with rounds.prepared(case, reference=False) as folder:
                 for name in names:
                     needed = ALL[name].materialises * rows * classes * 4
@@ -56,9 +56,9 @@ def main(arguments: list[str]) -> int:
     options_of = parser("head", __doc__, TARGETS, quick="--quick" in arguments)
     options_of.add_argument("--curve", action="store_true", help="scratch memory for up to 65,536 rows")
     options = options_of.parse_args(arguments)
-    if options.curve:
-        return curve(options)
     if options.device != "cpu" and not torch.cuda.is_available():
         options_of.error(f"--device {options.device}: this machine has none that PyTorch knows")
+    if options.curve:
+        return curve(options)
     sizes = SIZES if options.device == "cpu" else CUDA_SIZES
     return run("head", options, cases(options, QUICK if options.quick else sizes))

@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 
 from likely.solvers import descend, newton
 from likely.solvers import solve as module
-from likely.solvers.conjugate import conjugate_gradients
+from likely.solvers.conjugate import conjugate_gradients, conjugate_of
 from likely.solvers.descend import Aim
+from likely.solvers.limited import Limited
 from likely.solvers.problem import Problem, over_rows
 from likely.solvers.solve import solve
 from tests.solvers.plain import random_case
@@ -55,6 +56,18 @@ def test_steps_that_are_far_too_long_are_damped(solver: str) -> None:
     assert found.converged
     assert found.loss == pytest.approx(1.44526561254490, abs=1e-12)
     assert found.n_iter <= 20
+
+
+def test_a_damped_step_is_newtons() -> None:
+    """Where L-BFGS got nowhere, its direction would be the same again."""
+    case = random_case(3, penalty=1e-3)
+    problem = case.problem()
+    keeper, _ = conjugate_of(problem, case.penalty, np.random.default_rng(0))
+    theta = np.zeros((problem.D + 1, problem.M))
+    value = descend.evaluate(problem, theta, case.penalty)
+    plain, damped = (Limited(keeper)(theta, value, Aim(1e-30, damping=mu)) for mu in (0.0, 0.1))
+    assert not plain.certifies
+    assert damped.certifies
 
 
 def test_without_a_penalty_the_last_step_is_solved_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         data = rows.read_rows(self, X, y, sample_weight, offset, binary=self._binary)
         group_n = inference.read_groups(groups, data)
         penalty = self._penalty(data.total)
-        problem = data.problem(binary=self._binary, intercept=self.fit_intercept)
+        names = getattr(self, "feature_names_in_", None)
+        problem = data.problem(binary=self._binary, intercept=self.fit_intercept, names=names)
         start = self._start(data) if self.warm_start else None
         solution = solve(
             problem,

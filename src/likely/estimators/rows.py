@@ -93,13 +93,20 @@ class Rows:
             offset = None if self.offset is None else self.offset[cut]
             yield Block(cut, self.X[cut], self.target[cut], self.weight[cut], offset)
 
-    def problem(self, *, binary: bool, intercept: bool) -> Problem:
-        """The objective of these rows, for the solvers."""
+    def problem(self, *, binary: bool, intercept: bool, names: Sequence[str] | None = None) -> Problem:
+        """The objective of these rows, for the solvers; its first pass sees whether all features are finite.
+
+        Raises: ValueError naming a row and a column, by one of the `names` where they are given.
+        """
         options: dict[str, Any] = {"classes": self.K, "binary": binary, "intercept": intercept}
         options["label_smoothing"] = self.smoothing
         if callable(self.X):
             return Problem.make(self.X, **options)
-        return Problem.make(self.X, self.target, self.weight, offset=self.offset, **options)
+        try:
+            return Problem.make(self.X, self.target, self.weight, offset=self.offset, **options)
+        except ValueError:
+            require_finite(self.X, names)
+            raise
 
 
 def read_rows(
@@ -128,7 +135,7 @@ def read_rows(
         raise ValueError(
             f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
         )
-    X = read_features(estimator, X, reset=True)
+    X = read_features(estimator, X, reset=True, finite=False)
     n, smoothing = X.shape[0], float(estimator.label_smoothing)  # type: ignore[attr-defined]
     weight = read_weight(sample_weight, n)
     target, classes, mass = read_target(y, estimator.classes, weight)  # type: ignore[attr-defined]
@@ -151,6 +158,7 @@ def read_rows(
     if not bool(weight.all()):
         kept = weight > 0
         require(bool(kept.any()), "y: all weights are zero, so there is nothing to fit")
+        require_finite(X, getattr(estimator, "feature_names_in_", None))
         X, target, weight = X[kept], target[kept], weight[kept]
         offset = None if offset is None else offset[kept]
     if not smoothing:
@@ -163,8 +171,10 @@ def read_rows(
     return Rows(X, target, weight, offset, classes, soft, *shape, smoothing, kept, weighted, offset is not None)
 
 
-def read_features(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
+def read_features(estimator: BaseEstimator, X: Any, *, reset: bool, finite: bool = True) -> Any:
     """The (n, D) features in float32 or float64, dense or CSR, checked against the estimator where `reset` is off.
+
+    Whether they are `finite` may be left to `Rows.problem`, which reads them anyway.
 
     Raises: ValueError for another width or other names than those of the fit, complex numbers, text, NaN and infinity.
     """
@@ -179,7 +189,8 @@ def read_features(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
         ensure_all_finite=False,
         accept_large_sparse=True,
     )
-    require_finite(X, getattr(estimator, "feature_names_in_", None))
+    if finite:
+        require_finite(X, getattr(estimator, "feature_names_in_", None))
     return X
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from likely.solvers.passes import Value, assemble, evaluate, normalise
+from likely.solvers.passes import Value, assemble, evaluate, normalise, one_column
 from likely.solvers.problem import Problem, over_rows, xt
 from likely.solvers.rows import Block, reduce
 
@@ -116,9 +116,23 @@ def dual_point(
     (w, b), (s_w, s_b) = problem.raw(theta), problem.raw(s)
     both, both_b = np.hstack([w, s_w]), np.r_[b, s_b]
     ahead = theta - s
+    column, step_column = one_column(w, b), one_column(s_w, s_b)
 
     def run(block: Block) -> tuple[Any, ...]:
         x = problem.features(block)
+        rows = problem.compiled(block, x)
+        if rows is not None:
+            found = rows.dual(column, step_column)
+            divergence = found.divergence if found.largest <= 1 else np.inf
+            moments = np.stack([found.sums, found.ahead], axis=1)
+            return (
+                Largest(found.largest),
+                divergence,
+                moments[:-1],
+                moments[-1],
+                np.array([found.product]),
+                found.normaliser,
+            )
         u = np.asarray(x @ both, np.float64)
         u += both_b
         z, step = np.ascontiguousarray(u[:, :M]), u[:, M:]

@@ -19,9 +19,9 @@ import scipy.linalg
 
 from likely.solvers.certificate import dual_point
 from likely.solvers.descend import Aim, Direction, Path, descend
-from likely.solvers.passes import Value, gram, logits, normalise
+from likely.solvers.passes import Value, gram, logits, normalise, one_column
 from likely.solvers.problem import Problem, over_rows, squares, xt, xw
-from likely.solvers.rows import Block, Memory, chain, one_thread, reduce
+from likely.solvers.rows import Block, Memory, chain, one_thread, random_rows, reduce
 
 Product = Callable[[np.ndarray], np.ndarray]
 MOST_GRAM = 3000
@@ -53,10 +53,16 @@ def product(
 
     def apply(v: np.ndarray) -> np.ndarray:
         w, b = problem.raw(v)
-        w_low, b_low = w.astype(dtype), b.astype(dtype)
+        w_low, b_low, column = w.astype(dtype), b.astype(dtype), one_column(w, b)
 
         def run(block: Block) -> tuple[np.ndarray, np.ndarray]:
-            x = problem.features(block).astype(dtype, copy=False)
+            x = problem.features(block)
+            rows = problem.compiled(block, x)
+            if rows is not None:
+                p = p_of(block)[:, 0]
+                out = rows.product(column, p * (1 - p))
+                return out[:-1, None], out[-1:]
+            x = x.astype(dtype, copy=False)
             p = p_of(block).astype(dtype, copy=False)
             u = xw(x, w_low)
             u += b_low
@@ -272,14 +278,21 @@ def conjugate_of(problem: Problem, penalty: float, rng: np.random.Generator) -> 
     keep = sample = None
     unrelated = False
     if isinstance(source, Memory):
-        size = source.x.data.nbytes + source.x.indices.nbytes if problem.sparse else source.x.nbytes
-        entries = problem.n * problem.M * np.dtype(dtype).itemsize
-        keep = dtype if entries <= max(size, KEPT) else None
+        keep = kept_dtype(problem, dtype)
         many = max(8 * (problem.D + 1), 4096)
         if problem.D <= MOST_GRAM and problem.n >= 2 * many:
-            sample = problem.sample(np.sort(rng.choice(problem.n, many, replace=False)))
+            sample = problem.sample(random_rows(problem.n, many, rng))
         unrelated = CHEAP_GRAM < problem.D <= MOST_GRAM and not problem.sparse and columns_unrelated(problem, rng)
     return Conjugate(problem, penalty, dtype, sample, unrelated=unrelated), keep
+
+
+def kept_dtype(problem: Problem, dtype: Any) -> Any:
+    """The dtype in which a point's probabilities are kept; None where they take more than the data do and than KEPT."""
+    source = problem.source
+    if not isinstance(source, Memory):
+        return None
+    size = source.x.data.nbytes + source.x.indices.nbytes if problem.sparse else source.x.nbytes
+    return dtype if problem.n * problem.M * np.dtype(dtype).itemsize <= max(size, KEPT) else None
 
 
 def columns_unrelated(problem: Problem, rng: np.random.Generator) -> bool:
@@ -288,7 +301,7 @@ def columns_unrelated(problem: Problem, rng: np.random.Generator) -> bool:
     Of two rows in standardised columns the expected square of their product is the sum of the squared eigenvalues, and
     pairs of few rows estimate it without the noise that the correlations of few rows have.
     """
-    rows = np.sort(rng.choice(problem.n, min(problem.n, 512), replace=False))
+    rows = random_rows(problem.n, min(problem.n, 512), rng)
     some = problem.sample(rows)
     x = np.vstack([some.features(block) for block in chain(some.source)])
     x = (x - problem.centre) * problem.inverse

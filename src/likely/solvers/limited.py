@@ -53,7 +53,8 @@ class Limited:
         r = scale * self.metric(r)
         for (s, y, curved), alpha in zip(self.pairs, reversed(alphas)):
             r += (alpha - float((y * r).sum()) / curved) * s
-        if float((g * r).sum()) / 2 <= 0.5 * aim.tol:
+        # A step that did not get anywhere leaves a damping behind, which only Newton's knows what to do with.
+        if aim.damping or float((g * r).sum()) / 2 <= 0.5 * aim.tol:
             return self.newton(theta, value, aim)
         return Direction(r, certifies=False)
 

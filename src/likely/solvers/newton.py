@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from likely.solvers.conjugate import KEPT, conjugate_gradients, probabilities, product, residual_left, room_taken
+from likely.solvers.conjugate import conjugate_gradients, kept_dtype, probabilities, product, residual_left, room_taken
 from likely.solvers.descend import Aim, Direction, Path, descend
 from likely.solvers.passes import Value, curvature
 from likely.solvers.problem import Problem
-from likely.solvers.rows import Memory, one_thread
+from likely.solvers.rows import one_thread
 
 FRESH = 0.1
 """What a product may leave of the square of the residual where the Hessian is that of the last point."""
@@ -137,7 +137,7 @@ def newton_cholesky(
         start: what solves with a Hessian near that at θ. rate: as `Lagged` has it, for this.
     """
     alone = parameters_of(problem) <= SMALL_FACTOR
-    keep = np.float64 if problem.n * problem.M * 8 <= KEPT and isinstance(problem.source, Memory) else None
+    keep = kept_dtype(problem, np.float64)
     with one_thread() if alone else contextlib.nullcontext():
         return descend(problem, penalty, theta, Lagged(problem, penalty, start, rate), keep=keep, **how)
 

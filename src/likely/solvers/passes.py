@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from likely.kernels.native import odds
 from likely.solvers.problem import Problem, as_dense, over_rows, xt, xw
 from likely.solvers.rows import Block, reduce
+
+NARROW_GRAM = 250
+"""Up to so many columns the compiled curvature of a binary model is faster than the matrix product of BLAS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,11 @@ def logits(block: Block, x: Any, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     return z
 
 
+def one_column(w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(W, b) of a binary model as the compiled passes take it."""
+    return odds.padded(np.r_[w[:, 0], b])
+
+
 def evaluate(problem: Problem, theta: np.ndarray, penalty: float, keep: Any = None) -> Value:
     """F and its derivative at θ, in float64; P is kept in the dtype `keep`, where one is given."""
     w, b = problem.raw(theta)
@@ -64,9 +73,16 @@ def evaluate(problem: Problem, theta: np.ndarray, penalty: float, keep: Any = No
 
     if problem.direct:
         return _directly(problem, w, b, penalty, keep)
+    column = one_column(w, b)
 
     def run(block: Block) -> tuple[float, np.ndarray, np.ndarray]:
         x = problem.features(block)
+        rows = problem.compiled(block, x)
+        if rows is not None:
+            _, normaliser, g, p_n = rows.value(column, want_p=keep is not None)
+            if kept is not None and p_n is not None:
+                kept[block.start] = p_n[:, None].astype(keep, copy=False)
+            return normaliser, g[:-1, None], g[-1:]
         a, p = normalise(logits(block, x, w, b))
         if kept is not None:
             kept[block.start] = p.astype(keep)
@@ -80,10 +96,17 @@ def evaluate(problem: Problem, theta: np.ndarray, penalty: float, keep: Any = No
 def _directly(problem: Problem, w: np.ndarray, b: np.ndarray, penalty: float, keep: Any) -> Value:
     """The same for labels from `A(z) − z_y = log(1 + Σ exp(z_k − z_y))` and `p − q`, which keep digits as p → q."""
     kept: dict[int, np.ndarray] | None = None if keep is None else {}
+    column = one_column(w, b)
 
     def run(block: Block) -> tuple[float, float, np.ndarray, np.ndarray]:
         x, y = problem.features(block), block.target
         assert y is not None
+        compiled = problem.compiled(block, x)
+        if compiled is not None:
+            total, normaliser, r_x, p_n = compiled.value(column, y, want_p=keep is not None)
+            if kept is not None and p_n is not None:
+                kept[block.start] = p_n[:, None].astype(keep, copy=False)
+            return total, normaliser, r_x[:-1, None], r_x[-1:]
         z = logits(block, x, w, b)
         rows = np.arange(len(y))
         if problem.binary:
@@ -175,9 +198,13 @@ def curvature(problem: Problem, theta: np.ndarray, classes: int, standard: bool 
     """
     R = problem.D + 1
     w, b = problem.raw(theta)
+    column = one_column(w, b)
 
     def run(block: Block) -> tuple[np.ndarray]:
         features = problem.features(block)
+        rows = problem.compiled(block, features) if R <= NARROW_GRAM else None
+        if rows is not None:
+            return (rows.curvature(column).reshape(1, R, 1, R),)
         z = logits(block, features, w, b)
         total = np.zeros((classes, R, classes, R))
         if problem.binary:

@@ -24,6 +24,7 @@ import scipy.sparse
 import scipy.special
 
 from likely._checks import require, require_rows
+from likely.kernels.native import odds
 from likely.solvers.rows import Block, Memory, Stream, as_matrix, reduce, workers
 
 NARROW = 64
@@ -156,8 +157,8 @@ class Problem:
             offset = 0.0 if block.offset is None else w @ block.offset
             moved = float(block.offset is not None)
             m = over_rows(wq).astype(np.float64)
-            t, first = _moments(x, wq, w)
-            return t, m, entropy, first, squares(x, w), dot, float(w.sum()), offset, moved
+            t, first, second = _moments(x, wq, w)
+            return t, m, entropy, first, second, dot, float(w.sum()), offset, moved
 
         sums = reduce(self.source, read, self.threads)
         if isinstance(self.source, Stream):
@@ -195,6 +196,10 @@ class Problem:
             return block.x
         x = block.x.astype(np.float64, copy=False)
         return x if self.shift is None else x - self.shift
+
+    def compiled(self, block: Block, x: Any) -> odds.Rows | None:
+        """The block for the compiled passes of a binary model, which read dense rows once; None where none serves."""
+        return odds.Rows(x, block.weight, block.offset) if self.binary and odds.serves(x) else None
 
     def drop(self, columns: np.ndarray) -> None:
         """From now on these columns have the coefficient 0."""
@@ -304,17 +309,20 @@ def xw(x: Any, w: np.ndarray) -> np.ndarray:
     return np.asarray(x @ w)
 
 
-def _moments(x: Any, wq: Any, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """X' D_w Q and X' w, in one product where Q is narrow."""
+def _moments(x: Any, wq: Any, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """X' D_w Q, X' w and (X ∘ X)' w, in as few readings of X as there can be."""
+    if wq.shape[1] == 2 and odds.serves(x):
+        first, t, second = odds.Rows(x, w).moments(wq[:, 1])
+        return np.stack([first[:-1] - t[:-1], t[:-1]], axis=1), first[:-1], second
     if wq.shape[1] == 2 and not scipy.sparse.issparse(x):
         # Two products with a vector read the rows twice, and are faster than one with three columns.
         first, t = w @ x, wq[:, 1] @ x
-        return np.stack([first - t, t], axis=1).astype(np.float64), first.astype(np.float64)
+        return np.stack([first - t, t], axis=1).astype(np.float64), first.astype(np.float64), squares(x, w)
     if wq.shape[1] <= NARROW:
         both = xt(x, np.concatenate([as_dense(wq), w[:, None]], axis=1))
-        return both[:, :-1].astype(np.float64), both[:, -1].astype(np.float64)
+        return both[:, :-1].astype(np.float64), both[:, -1].astype(np.float64), squares(x, w)
     t = as_dense((wq.T @ x).T) if scipy.sparse.issparse(wq) else xt(x, wq)
-    return t.astype(np.float64), xt(x, w).astype(np.float64)
+    return t.astype(np.float64), xt(x, w).astype(np.float64), squares(x, w)
 
 
 def squares(x: Any, w: np.ndarray) -> np.ndarray:

@@ -28,6 +28,10 @@ DENSE_ROWS, DENSE_ENTRIES, SPARSE_LOGITS = 1024, 131_072, 8_000_000
 little. A sparse one, which costs a copy to slice, is bounded by the number of its logits."""
 
 
+FEW_ENTRIES = 2_000_000
+"""Some of the rows are copied where they have no more entries than this, and gathered at each pass where they do."""
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Some consecutive rows: `x` (rows, D) dense or CSR, `weight` (rows,), and where given `target` and `offset`."""
@@ -74,6 +78,8 @@ class Memory:
             block_rows = max(DENSE_ROWS, SPARSE_LOGITS // max(1, classes))
         elif block_rows is None:
             block_rows = max(DENSE_ROWS, DENSE_ENTRIES // max(1, self.D))
+            if classes == 2:  # mostly for compiled passes, which have small blocks of their own
+                block_rows = max(block_rows, min(4 * DENSE_ENTRIES // max(1, self.D), self.n // 16))
         self.block_rows = block_rows
 
     def block(self, start: int, stop: int) -> Block:
@@ -92,7 +98,7 @@ class Memory:
     def subset(self, index: np.ndarray) -> Memory:
         weight = self.weight[index]
         weight = weight / weight.sum()
-        if self.sparse:
+        if self.sparse or len(index) * self.D <= FEW_ENTRIES:
             offset = None if self.offset is None else self.offset[index]
             return Memory(self.x[index], self.target[index], weight, offset, self.block_rows)
         return Memory(self.x, self.target, weight, self.offset, None, index)
@@ -154,6 +160,12 @@ class Stream:
         if self.n >= 0:
             require(start == self.n, f"stream: gave {self.n} rows at first and {start} in a later pass")
         self.n = start
+
+
+def random_rows(n: int, many: int, rng: np.random.Generator) -> np.ndarray:
+    """About `many` of n rows in order, (many,): one from each of as many equal parts."""
+    edges = np.arange(many + 1) * n // many
+    return np.asarray(rng.integers(edges[:-1], edges[1:]))
 
 
 @functools.cache

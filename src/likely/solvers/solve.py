@@ -21,7 +21,7 @@ from likely.solvers.limited import lbfgs
 from likely.solvers.newton import factored, newton_cholesky, parameters_of
 from likely.solvers.passes import gram
 from likely.solvers.problem import Problem, as_dense
-from likely.solvers.rows import Memory, chain
+from likely.solvers.rows import Memory, chain, random_rows
 from likely.solvers.separation import Separation, separation
 
 SOLVERS = ("auto", "newton-cholesky", "newton-cg", "lbfgs")
@@ -265,7 +265,7 @@ def _few(problem: Problem, rng: np.random.Generator) -> Problem | None:
     many = max(FEW_ROWS, 20 * parameters_of(problem), problem.n // 25)
     if not isinstance(problem.source, Memory) or problem.n < 8 * many:
         return None
-    few = problem.subset(np.sort(rng.choice(problem.n, many, replace=False)))
+    few = problem.subset(random_rows(problem.n, many, rng))
     lost = np.any(few.masses <= 0) or np.any(few.constant & ~problem.constant)
     return None if lost else few
 
