@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from likely.solvers import descend, newton
+from likely.solvers import descend, limited, newton
 from likely.solvers import solve as module
 from likely.solvers.conjugate import conjugate_gradients, conjugate_of
 from likely.solvers.descend import Aim
@@ -23,9 +23,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
     whole = newton.curvature
 
-    def curvature(problem: Problem, *given: Any) -> np.ndarray:
+    def curvature(problem: Problem, *given: Any, **named: Any) -> np.ndarray:
         made.append(problem)
-        return whole(problem, *given)
+        return whole(problem, *given, **named)
 
     monkeypatch.setattr(newton, "curvature", curvature)
     return made
@@ -56,6 +56,54 @@ def test_steps_that_are_far_too_long_are_damped(solver: str) -> None:
     assert found.converged
     assert found.loss == pytest.approx(1.44526561254490, abs=1e-12)
     assert found.n_iter <= 20
+
+
+@pytest.mark.parametrize("block_rows", [None, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_without_coefficients_no_pass_is_needed(seed: int, block_rows: int | None) -> None:
+    case = random_case(seed, penalty=0.1)
+    target = case.q if seed % 2 else case.q.argmax(axis=1)
+    problem = Problem.make(case.x, target, case.w, classes=case.q.shape[1], binary=case.binary, block_rows=block_rows)
+    theta = np.zeros((problem.D + 1, problem.M))
+    theta[-1] = np.linspace(-1, 2, problem.M)
+    nearly = theta.copy()
+    nearly[0, 0] = 1e-200
+    found, passed = (descend.evaluate(problem, at, 0.1, np.float64) for at in (theta, nearly))
+    assert found.loss == pytest.approx(passed.loss, rel=1e-13)
+    np.testing.assert_allclose(found.gradient, passed.gradient, atol=1e-14)
+    np.testing.assert_allclose(found.moment, passed.moment, atol=1e-14 * np.abs(passed.moment).max())
+    np.testing.assert_allclose(found.mass, passed.mass, rtol=1e-13)
+    assert found.normaliser == pytest.approx(passed.normaliser, rel=1e-13)
+    assert found.kept is not None
+    assert passed.kept is not None
+    assert found.kept.keys() == passed.kept.keys()
+    for start, p in passed.kept.items():
+        np.testing.assert_allclose(found.kept[start], p, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "penalty", "name"),
+    [
+        (2, 1300, 1e-3, "lbfgs"),
+        (2, 1100, 1e-3, "newton-cg"),
+        (2, 1300, 0.0, "newton-cholesky"),
+        (3, 1300, 1e-3, "newton-cg"),
+    ],
+)
+def test_the_shape_chooses(classes: int, rows: int, penalty: float, name: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((rows, 300)), rng.integers(0, classes, rows)
+    found = solve(Problem.make(x, y, classes=classes, binary=classes == 2), penalty, tol=1e-7)
+    assert found.solver == name
+    assert found.converged
+
+
+def test_lbfgs_that_gets_nowhere_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited, "MOST", 3)
+    x, y = load_digits(return_X_y=True)
+    found = solve(Problem.make(x, y, classes=10), 1e-3, solver="lbfgs", tol=1e-10)
+    assert found.converged
+    assert 3 < found.n_iter < 20
 
 
 def test_a_damped_step_is_newtons() -> None:

@@ -59,7 +59,7 @@ def test_each_pass_is_its_definition(n: int, D: int, size: float) -> None:
     _, normaliser, sums, p = g.rows.value(padded(g.theta), want_p=True)
     same(normaliser, g.w @ softplus)
     same(sums, g.design.T @ (g.w * g.p))
-    same(p, g.p)
+    same(p, np.minimum(g.p, g.rest))
 
     loss, normaliser, sums, p = g.rows.value(padded(g.theta), g.y)
     same(loss, g.w @ np.logaddexp(0, np.where(g.y == 1, -g.z, g.z)))
@@ -70,6 +70,7 @@ def test_each_pass_is_its_definition(n: int, D: int, size: float) -> None:
     h = g.p * g.rest
     same(g.rows.product(padded(g.s), h), g.design.T @ (g.w * h * g.step))
     same(g.rows.curvature(padded(g.theta)), g.design.T @ ((g.w * h)[:, None] * g.design))
+    same(g.rows.curvature(padded(g.theta), np.minimum(g.p, g.rest)), g.design.T @ ((g.w * h)[:, None] * g.design))
 
     found = g.rows.dual(padded(g.theta), padded(g.s))
     up, down = g.rest * g.step, -g.p * g.step
@@ -105,15 +106,17 @@ def test_a_class_that_is_given_up_costs_its_whole_probability() -> None:
 
 def test_no_row_overflows_and_nan_stays() -> None:
     x = np.array([[800.0], [-800.0], [1e5], [-1e5], [0.0]])
-    loss, normaliser, _, p = Rows(x, np.ones(5)).value(padded(np.array([1.0, 0.0])), np.array([0, 1, 1, 0, 0]), True)
+    loss, normaliser, _, p = Rows(x, np.ones(5)).value(
+        padded(np.array([1.0, 0.0])), np.array([0, 1, 1, 0, 0]), want_p=True
+    )
     assert p is not None
-    np.testing.assert_array_equal(p, [1, 0, 1, 0, 0.5])
+    np.testing.assert_array_equal(p, [0, 0, 0, 0, 0.5])
     same(loss, 1600 + np.log(2))
     same(normaliser, 800 + 1e5 + np.log(2))
-    loss, normaliser, sums, p = Rows(np.array([[np.nan], [1.0]]), np.ones(2)).value(padded(np.ones(2)), None, True)
+    loss, normaliser, sums, p = Rows(np.array([[np.nan], [1.0]]), np.ones(2)).value(padded(np.ones(2)), want_p=True)
     assert np.isnan([normaliser, *sums]).all()
     assert p is not None
-    np.testing.assert_allclose(p, [np.nan, expit(2.0)], rtol=1e-15)
+    np.testing.assert_allclose(p, [np.nan, expit(-2.0)], rtol=1e-15)
 
 
 def test_rows_of_a_wider_array_are_served_and_others_are_not() -> None:

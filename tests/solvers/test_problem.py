@@ -164,4 +164,4 @@ def test_what_does_not_fit_is_named() -> None:
     many = iter([2, 2, 1])  # the first look is at the first block alone
     shrinking = Problem.make(lambda: iter([(x, y)] * next(many)), classes=2)
     with pytest.raises(ValueError, match="8 rows at first and 4 in a later pass"):
-        evaluate(shrinking, np.zeros((3, 2)), 0.0)
+        evaluate(shrinking, np.ones((3, 2)), 0.0)

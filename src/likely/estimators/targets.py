@@ -73,11 +73,12 @@ def whole_numbers(y: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.n
     low, high = int(y.min()), int(y.max())
     if high - low > MOST_SPREAD:
         return None
-    place = y.astype(np.int64) - low
+    place = y.astype(np.int64, copy=False)
+    place = place - low if low else place
     used = place if weight is None or len(weight) != len(y) or weight.all() else place[weight > 0]
     held = np.bincount(used, minlength=high - low + 1) > 0
     number = np.where(held, np.cumsum(held) - 1, 0)
-    return number[place], (np.flatnonzero(held) + low).astype(y.dtype)
+    return place if held.all() else number[place], (np.flatnonzero(held) + low).astype(y.dtype)
 
 
 def numbered(y: np.ndarray, classes: np.ndarray, weight: np.ndarray | None = None, *, exact: bool = True) -> np.ndarray:

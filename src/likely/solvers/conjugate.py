@@ -221,17 +221,16 @@ class Conjugate:
     most: int = 250
     unrelated: bool = False
     """The columns are, as far as is known, so that a diagonal serves as well as a Gram matrix of a sample."""
-    _metric: Product | None = None
+    current: Product | None = None
+    """The metric that serves now."""
     _fresh: float = 0
     _last: int = 0
 
-    def __call__(self, theta: np.ndarray, value: Value, aim: Aim) -> Direction:
+    def __call__(self, theta: np.ndarray, value: Value, aim: Aim, metric: Product | None = None) -> Direction:
         problem = self.problem
         p_of = probabilities(problem, theta, value.kept)
         apply = product(problem, p_of, self.penalty, self.dtype, aim.damping)
-        worn = self._last > WORN and self._fresh >= self.patience()
-        if self._metric is None or worn:
-            self._metric, self._fresh = self.metric(theta, p_of), 0
+        metric = self.kept_metric(theta, p_of) if metric is None else metric
         certifies: list[bool] = []
 
         def valid(s: np.ndarray) -> bool:
@@ -242,14 +241,21 @@ class Conjugate:
             return certifies[0]
 
         enough = residual_left(problem, self.penalty, value, aim, valid)
-        s, count = conjugate_gradients(apply, value.gradient, self._metric, 0.1, self.most, enough)
+        s, count = conjugate_gradients(apply, value.gradient, metric, 0.1, self.most, enough)
         self._fresh += count
         self._last = count
         if self.unrelated and count > TOO_MANY:
-            self.unrelated, self._metric = False, None
+            self.unrelated, self.current = False, None
         if count >= self.most and self.dtype != np.float64:
-            self.dtype, self._metric = np.float64, None
+            self.dtype, self.current = np.float64, None
         return Direction(s, certifies=all(certifies))
+
+    def kept_metric(self, theta: np.ndarray, p_of: Callable[[Block], np.ndarray]) -> Product:
+        """The metric, made anew at θ where it is worn out."""
+        worn = self._last > WORN and self._fresh >= self.patience()
+        if self.current is None or worn:
+            self.current, self._fresh = self.metric(theta, p_of), 0
+        return self.current
 
     def patience(self) -> float:
         """Products that cost as much as a new metric: a matrix times itself against thin, memory-bound products."""

@@ -69,11 +69,16 @@ Metric = Callable[..., np.ndarray]
 
 
 def factored(
-    problem: Problem, at: np.ndarray, penalty: float, rows: Problem | None = None, damping: float = 0.0
+    problem: Problem,
+    at: np.ndarray,
+    penalty: float,
+    rows: Problem | None = None,
+    damping: float = 0.0,
+    kept: dict[int, np.ndarray] | None = None,
 ) -> Metric:
     """The solver of `(H + μ) S = G` with the Hessian at a point, of some of the rows where they are given."""
     many = 1 if problem.binary else problem.K - 1
-    return reduced(problem, curvature(rows or problem, at, many), penalty, damping)
+    return reduced(problem, curvature(rows or problem, at, many, kept=kept), penalty, damping)
 
 
 @dataclass(eq=False)
@@ -106,7 +111,8 @@ class Lagged:
             self._worn, self.rate = count > self.price / 3, FRESH
             if count < self.price:
                 return Direction(s)
-        self.metric, self._worn, self.rate = factored(problem, theta, penalty, damping=aim.damping), False, FRESH
+        self.metric = factored(problem, theta, penalty, damping=aim.damping, kept=value.kept)
+        self._worn, self.rate = False, FRESH
         s = self.metric(gradient, refine=True)
         return Direction(with_common(problem, theta, s, penalty), exact=True)
 

@@ -14,7 +14,7 @@ import scipy.sparse
 
 from likely.kernels.native import odds
 from likely.solvers.problem import Problem, as_dense, over_rows, xt, xw
-from likely.solvers.rows import Block, reduce
+from likely.solvers.rows import Block, Memory, reduce
 
 NARROW_GRAM = 250
 """Up to so many columns the compiled curvature of a binary model is faster than the matrix product of BLAS."""
@@ -22,7 +22,8 @@ NARROW_GRAM = 250
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """F, its derivative by θ, and what they are made of: Σ w A(z), X' D_w P and P' w; `kept`: P of each block."""
+    """F, its derivative by θ, and what they are made of: Σ w A(z), X' D_w P and P' w; `kept`: P of each block, of a
+    binary model p or 1 − p."""
 
     loss: float
     gradient: np.ndarray
@@ -71,6 +72,8 @@ def evaluate(problem: Problem, theta: np.ndarray, penalty: float, keep: Any = No
     w, b = problem.raw(theta)
     kept: dict[int, np.ndarray] | None = None if keep is None else {}
 
+    if not theta[:-1].any() and not problem.has_offset:
+        return _of_intercepts(problem, theta, penalty, keep)
     if problem.direct:
         return _directly(problem, w, b, penalty, keep)
     column = one_column(w, b)
@@ -91,6 +94,19 @@ def evaluate(problem: Problem, theta: np.ndarray, penalty: float, keep: Any = No
 
     normaliser, g, g_b = reduce(problem.source, run, problem.threads)
     return replace(assemble(problem, theta, penalty, normaliser, g, g_b), kept=kept)
+
+
+def _of_intercepts(problem: Problem, theta: np.ndarray, penalty: float, keep: Any) -> Value:
+    """The same without coefficients: all rows have one distribution, and no pass is needed."""
+    a, p = normalise(theta[-1:].copy())
+    kept = None
+    if keep is not None:
+        assert isinstance(problem.source, Memory)
+        n, size = problem.n, problem.source.block_rows
+        row = p.astype(keep)
+        kept = {start: np.broadcast_to(row, (min(size, n - start), problem.M)) for start in range(0, n, size)}
+    value = assemble(problem, theta, penalty, float(a[0]), problem.first[:, None] * p, p[0].copy())
+    return replace(value, kept=kept)
 
 
 def _directly(problem: Problem, w: np.ndarray, b: np.ndarray, penalty: float, keep: Any) -> Value:
@@ -190,11 +206,18 @@ def standard_form(problem: Problem, h: np.ndarray) -> np.ndarray:
     return h
 
 
-def curvature(problem: Problem, theta: np.ndarray, classes: int, standard: bool = True) -> np.ndarray:
+def curvature(
+    problem: Problem,
+    theta: np.ndarray,
+    classes: int,
+    standard: bool = True,
+    kept: dict[int, np.ndarray] | None = None,
+) -> np.ndarray:
     """The Hessian of `Σ w A(z)` by the parameters of the first `classes` columns, (classes·(D+1), classes·(D+1)).
 
     `H_kl = −X' diag(w p_k p_l) X` for k ≠ l, and `H_kk = −Σ_l H_kl` over the other classes: a Gram matrix for each
-    pair, in blocks of rows. Nothing cancels where a probability comes near 1, as it would in `p_k − p_k²`.
+    pair, in blocks of rows. Nothing cancels where a probability comes near 1, as it would in `p_k − p_k²`. What was
+    `kept` at θ of a binary model spares the logits.
     """
     R = problem.D + 1
     w, b = problem.raw(theta)
@@ -204,7 +227,8 @@ def curvature(problem: Problem, theta: np.ndarray, classes: int, standard: bool 
         features = problem.features(block)
         rows = problem.compiled(block, features) if R <= NARROW_GRAM else None
         if rows is not None:
-            return (rows.curvature(column).reshape(1, R, 1, R),)
+            p = None if kept is None else kept[block.start][:, 0]
+            return (rows.curvature(column, p).reshape(1, R, 1, R),)
         z = logits(block, features, w, b)
         total = np.zeros((classes, R, classes, R))
         if problem.binary:

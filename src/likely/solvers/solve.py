@@ -159,7 +159,7 @@ def _solve(
             theta, known = _first_on_few(problem, few, penalty, solver, theta, rng)
         path = _descend(problem, penalty, solver, theta, rng, {**how, **known})
         left = how["max_iter"] - path.iterations
-        formed = chosen and solver == "newton-cg" and parameters_of(problem) <= MOST_PARAMETERS
+        formed = chosen and solver != "newton-cholesky" and parameters_of(problem) <= MOST_PARAMETERS
         if formed and not path.converged and left > 0:
             # Conjugate gradients came to the end of float64; a factor of the whole Hessian goes on.
             solver, before = "newton-cholesky", path
@@ -244,10 +244,14 @@ def tol_of(how: dict[str, Any]) -> float:
 
 
 def choose(problem: Problem, penalty: float) -> str:
-    """Newton with a Cholesky factor where the Hessian is cheap, conjugate gradients beyond."""
+    """Newton with a Cholesky factor where the Hessian is cheap; beyond, L-BFGS for two classes, dense rows and a penalty
+    (its metric is so near the Hessian that a step does what a product does), and conjugate gradients for the rest."""
     parameters = parameters_of(problem)
     cheap = parameters <= CHEAP_PARAMETERS or (penalty == 0 and problem.n * parameters**2 <= CHEAP_PRODUCTS)
-    return "newton-cholesky" if parameters <= MOST_PARAMETERS and cheap else "newton-cg"
+    if parameters <= MOST_PARAMETERS and cheap:
+        return "newton-cholesky"
+    near = problem.binary and not problem.sparse and problem.D <= MOST_GRAM and problem.n >= 4 * problem.D
+    return "lbfgs" if near and penalty > 0 else "newton-cg"
 
 
 def _descend(

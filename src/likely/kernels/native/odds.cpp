@@ -33,19 +33,14 @@ inline V exp8(V x) {
   const V shifted = x * 1.4426950408889634 + magic;
   const V n = shifted - magic;
   const V r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
-  V p = all8(1.0 / 6227020800.0);
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * (r * r) + (r + 1.0);
+  const V s = r * r;  // two short chains of products instead of a long one
+  V even = all8(1.0 / 479001600.0), odd = all8(1.0 / 6227020800.0);
+  even = even * s + 1.0 / 3628800.0, odd = odd * s + 1.0 / 39916800.0;
+  even = even * s + 1.0 / 40320.0, odd = odd * s + 1.0 / 362880.0;
+  even = even * s + 1.0 / 720.0, odd = odd * s + 1.0 / 5040.0;
+  even = even * s + 1.0 / 24.0, odd = odd * s + 1.0 / 120.0;
+  even = even * s + 0.5, odd = odd * s + 1.0 / 6.0;
+  const V p = (odd * r + even) * s + (r + 1.0);
   const J scale = (ints8(shifted) << 52) + ((int64_t)1023 << 52);
   return bits8(~(x < -708.0) & ints8(p * bits8(scale)));
 }
@@ -53,17 +48,20 @@ inline V exp8(V x) {
 // log1p(u) for u in [0, 1], by the series of 2 atanh(u/(2 + u)).
 inline V log1p8(V u) {
   const V s = u / (u + 2.0), q = s * s;
-  V p = all8(2.0 / 35);
-  for (int k = 33; k > 0; k -= 2) p = p * q + 2.0 / k;
-  return s * p;
+  const V t = q * q;
+  V even = all8(2.0 / 33), odd = all8(2.0 / 35);
+  for (int k = 29; k > 0; k -= 4) even = even * t + 2.0 / k, odd = odd * t + 2.0 / (k + 2);
+  return s * (odd * q + even);
 }
 
 // (1 - d) log(1 - d) + d, of which nothing cancels: with s = d/(2 - d) it is
 // 2 s^2 (1 - (1 - s) (s/3 + s^3/5 + ...)) / (1 + s).  Large |d| are rare and go to the C library.
 inline V divergence8(V d) {
   const V s = d / (2.0 - d), q = s * s;
-  V p = all8(1.0 / 29);
-  for (int k = 27; k > 1; k -= 2) p = p * q + 1.0 / k;
+  const V t = q * q;
+  V even = all8(1.0 / 27), odd = all8(1.0 / 29);
+  for (int k = 23; k > 1; k -= 4) even = even * t + 1.0 / k, odd = odd * t + 1.0 / (k + 2);
+  const V p = odd * q + even;
   V y = 2.0 * q * (1.0 - (1.0 - s) * (s * p)) / (s + 1.0);
   for (int k = 0; k < D8; k++)
     if (!(std::fabs(s[k]) <= 0.25)) y[k] = d[k] == 1 ? 1.0 : (1 - d[k]) * std::log1p(-d[k]) + d[k];
@@ -151,39 +149,46 @@ void sums(const Rows64& tile, const double* r, const double* q, double* g, doubl
     }
 }
 
-// gram += sum_i h_i row_i row_i', the registers that hold anything on or right of the diagonal.
-void squares(const Rows64& tile, const double* h, double* gram, int64_t room) {
-  const int64_t registers = tile.whole + 1, width = registers * D8;
-  constexpr int I = D8 < 4 ? D8 : 4, C = 4;  // rows of the sum, and registers beside each other
-  for (int64_t a = 0; a < width; a += I)
-    for (int64_t c = a / D8; c < registers; c += C) {
-      const int64_t many = registers - c < C ? registers - c : C;
-      V s[I][C] = {};
-      for (int64_t i = 0; i < tile.rows; i++) {
-        if (a == 0 && c == 0) tile.ahead(i);
-        const double* left = a / D8 < tile.whole ? tile.x + i * tile.stride + a : tile.rest + i * D8 + a % D8;
-        V y[C];
-        for (int64_t k = 0; k < C; k++) y[k] = k < many ? tile.get(i, c + k) : V{};
-        for (int j = 0; j < I; j++) {
-          const double f = h[i] * left[j];
-          for (int k = 0; k < C; k++) s[j][k] += y[k] * f;
-        }
-      }
-      for (int j = 0; j < I; j++)
-        for (int64_t k = 0; k < many; k++) {
-          double* out = gram + (a + j) * room + (c + k) * D8;
-          store8(out, load8(out) + s[j][k]);
-        }
+constexpr int SIDE = D8 < 4 ? D8 : 4;  // rows of a Gram matrix that are summed at once
+
+// SIDE rows from `a` on and C registers from `c` on of gram += sum_i h_i row_i row_i'.
+template <int C> void corner(const Rows64& tile, const double* h, double* gram, int64_t room, int64_t a, int64_t c) {
+  V s[SIDE][C] = {};
+  for (int64_t i = 0; i < tile.rows; i++) {
+    if (a == 0 && c == 0) tile.ahead(i);
+    const double* left = a / D8 < tile.whole ? tile.x + i * tile.stride + a : tile.rest + i * D8 + a % D8;
+    V y[C];
+    for (int k = 0; k < C; k++) y[k] = tile.get(i, c + k) * h[i];
+    for (int j = 0; j < SIDE; j++)
+      for (int k = 0; k < C; k++) s[j][k] += y[k] * left[j];
+  }
+  for (int j = 0; j < SIDE; j++)
+    for (int k = 0; k < C; k++) {
+      double* out = gram + (a + j) * room + (c + k) * D8;
+      store8(out, load8(out) + s[j][k]);
     }
 }
 
+// gram += sum_i h_i row_i row_i', the registers that hold anything on or right of the diagonal.
+void squares(const Rows64& tile, const double* h, double* gram, int64_t room) {
+  const int64_t registers = tile.whole + 1;
+  for (int64_t a = 0; a < registers * D8; a += SIDE)
+    for (int64_t c = a / D8; c < registers; c += 4) switch (registers - c) {
+        case 1: corner<1>(tile, h, gram, room, a, c); break;
+        case 2: corner<2>(tile, h, gram, room, a, c); break;
+        case 3: corner<3>(tile, h, gram, room, a, c); break;
+        default: corner<4>(tile, h, gram, room, a, c);
+      }
+}
+
 struct Sigmoid {
-  V low, softplus, p, rest;  // log1p(exp(-|z|)), log(1 + exp(z)), its derivative and 1 less that
+  V low, softplus, p, rest, least;  // log1p(exp(-|z|)), log(1 + exp(z)), its derivative, 1 less that, the smaller one
 };
 inline Sigmoid sigmoid(V z) {
   const J negative = z < 0;
   const V e = exp8(where8(negative, z, -z)), one = all8(1.0), low = log1p8(e), scale = 1.0 / (e + 1.0);
-  return {low, low + where8(negative, V{}, z), where8(negative, e, one) * scale, where8(negative, one, e) * scale};
+  const V least = e * scale, most = one * scale;
+  return {low, low + where8(negative, V{}, z), where8(negative, least, most), where8(negative, most, least), least};
 }
 
 }  // namespace
@@ -208,11 +213,15 @@ extern "C" __attribute__((visibility("default"))) void NAMED(likely_odds, SET)(c
       continue;
     }
     if (job.pass == DUAL) dots<true>(tile, job.theta, job.step, z, u);
-    else dots<false>(tile, job.theta, nullptr, z, nullptr);
+    else if (job.pass != CURVATURE || !job.by) dots<false>(tile, job.theta, nullptr, z, nullptr);
     for (int64_t i = 0; i < TILE; i += D8) {
       const V z8 = load8(z + i), w8 = load8(w + i), by8 = load8(by + i);
       if (job.pass == PRODUCT) {
         store8(r + i, w8 * z8 * by8);
+        continue;
+      }
+      if (job.pass == CURVATURE && job.by) {
+        store8(r + i, w8 * by8 * (1.0 - by8));
         continue;
       }
       const Sigmoid at = sigmoid(z8);
@@ -229,7 +238,7 @@ extern "C" __attribute__((visibility("default"))) void NAMED(likely_odds, SET)(c
           r8 = where8(one, -at.rest, at.p);
         }
         store8(r + i, w8 * r8);
-        store8(q + i, at.p);
+        store8(q + i, at.least);
         continue;
       }
       const V u8 = load8(u + i), up = at.rest * u8, down = -at.p * u8;

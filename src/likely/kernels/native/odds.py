@@ -99,9 +99,10 @@ class Rows:
         return first[: D + 1], t[: D + 1], squares[:D]
 
     def value(
-        self, theta: np.ndarray, labels: np.ndarray | None = None, want_p: bool = False
+        self, theta: np.ndarray, labels: np.ndarray | None = None, *, want_p: bool = False
     ) -> tuple[float, float, np.ndarray, np.ndarray | None]:
-        """The loss of labels in {0, 1}, `Σ w softplus(z)`, `(X, 1)'(w (p − labels))` and p; `theta` is `padded`."""
+        """The loss of labels in {0, 1}, `Σ w softplus(z)`, `(X, 1)'(w (p − labels))`, and the smaller of p and 1 − p,
+        all of whose digits are good; `theta` is `padded`."""
         sums = np.zeros(len(theta))
         p = np.empty(len(self.weight)) if want_p else None
         numbers = self._run(_VALUE, labels, theta=theta, sums=sums, probability=p)
@@ -113,11 +114,11 @@ class Rows:
         self._run(_PRODUCT, by, theta=v, sums=sums)
         return sums[: self.x.shape[1] + 1]
 
-    def curvature(self, theta: np.ndarray) -> np.ndarray:
-        """`(X, 1)' diag(w p (1 − p)) (X, 1)`, (D + 1, D + 1); `theta` is `padded`."""
+    def curvature(self, theta: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
+        """`(X, 1)' diag(w p (1 − p)) (X, 1)`, (D + 1, D + 1), with p as `value` gave it; `theta` is `padded`."""
         m, R = len(theta), self.x.shape[1] + 1
         squares = np.zeros((m, m))
-        self._run(_CURVATURE, theta=theta, squares=squares)
+        self._run(_CURVATURE, p, theta=theta, squares=squares)
         upper = np.triu(squares[:R, :R])
         return upper + np.triu(upper, 1).T
 

@@ -94,10 +94,10 @@ struct Planes {
 // A pass over rows of D features for a binary model, all in float64. A vector of D + 1 numbers has the intercept's last
 // and is followed by zeros up to `room`, a multiple of 8 above D; so are the sums, to which is added.
 //     MOMENTS    sums += X' weight, sums_2 += X' by, squares += (X o X)' weight
-//     VALUE      z = X theta + offset: sums += X' (weight p), or with labels `by` in {0, 1} X' (weight (p - by)); p;
-//                numbers: [0] the loss of those labels, [1] weight . softplus(z)
+//     VALUE      z = X theta + offset: sums += X' (weight p), or with labels `by` in {0, 1} X' (weight (p - by));
+//                `probability`: the smaller of p and 1 - p; numbers: [0] the loss of those labels, [1] weight . softplus(z)
 //     PRODUCT    sums += X' (weight by (X theta))
-//     CURVATURE  squares += X' diag(weight p (1 - p)) X, (room, room) on and above the diagonal
+//     CURVATURE  squares += X' diag(weight p (1 - p)) X, (room, room) on and above the diagonal; p is `by` or formed
 //     DUAL       of p' = p (1 - d), d = (1 - p) s for class 1 and -p s for class 0, s = X step: sums += X' (weight p');
 //                numbers: [1] as above, [2] the largest d, [3] weight . KL(p' | p), [4] (weight p') . softplus(z); and
 //                with p at z - s: sums_2 += X' (weight p), [5] weight . softplus
