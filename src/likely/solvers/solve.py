@@ -244,8 +244,8 @@ def tol_of(how: dict[str, Any]) -> float:
 
 
 def choose(problem: Problem, penalty: float) -> str:
-    """Newton with a Cholesky factor where the Hessian is cheap; beyond, L-BFGS for two classes, dense rows and a penalty
-    (its metric is so near the Hessian that a step does what a product does), and conjugate gradients for the rest."""
+    """Newton with a Cholesky factor where the Hessian is cheap; beyond, L-BFGS for two classes of dense rows with a
+    penalty, where its metric is so near the Hessian that a step does what a product does; else conjugate gradients."""
     parameters = parameters_of(problem)
     cheap = parameters <= CHEAP_PARAMETERS or (penalty == 0 and problem.n * parameters**2 <= CHEAP_PRODUCTS)
     if parameters <= MOST_PARAMETERS and cheap:
