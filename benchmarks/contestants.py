@@ -18,6 +18,7 @@ from torch import Tensor
 import likely
 from benchmarks.definitions import loss_of
 from benchmarks.problems import SMOOTHING, TEMPERATURE, Case, Problem
+from likely import _products
 
 Outcome = tuple[float, list[Any]]
 Call = Callable[[], Outcome]
@@ -245,11 +246,8 @@ def products(block: int | None) -> Callable[[Case], Bind]:
                     if case.has_teacher_head:
                         likely.Linear(problem["x_teacher"], problem["weight_teacher"]).logits(at, out=z_nC[:n])
                     likely.Linear(x_ND, weight_CD).logits(at, out=z_nC[:n])  # the fastest product that is known
-                    torch.mm(g_nC[:n], weight_CD, out=dx_ND[at])
-                    if rows == case.rows:
-                        torch.mm(g_nC.T, x_ND, out=dweight_CD)
-                    else:
-                        dweight_CD.addmm_(g_nC[:n].T, x_ND[at])
+                    _products.rows_gradient(g_nC[:n], weight_CD, dx_ND[at])
+                    _products.weight_gradient(g_nC[:n], x_ND[at], dweight_CD, add=rows < case.rows)
                 return 0.0, []
 
             return call

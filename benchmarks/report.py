@@ -33,6 +33,14 @@ def row_pass() -> str:
         return "plain"
 
 
+def products() -> str:
+    """Which of PyTorch's libraries multiplies float32 matrices for `likely`: "torch", which is what it takes itself."""
+    try:
+        return str(importlib.import_module("likely._products").active())
+    except (ImportError, AttributeError):
+        return "torch"
+
+
 def machine() -> dict[str, Any]:
     """The processor, its memory settings and the versions, as far as they can be read."""
     model, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
@@ -53,6 +61,7 @@ def machine() -> dict[str, Any]:
         "transparent huge pages": huge.read_text().strip() if huge.exists() else "unknown",
         "versions": versions,
         "row pass of likely": row_pass(),
+        "float32 products of likely": products(),
     }
 
 

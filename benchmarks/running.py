@@ -85,7 +85,7 @@ def run(name: str, options: argparse.Namespace, wanted: Sequence[Case]) -> int:
     about = report.machine()
     console.print(
         f"{about['processor']}, {about['processors']} processors, torch {about['versions']['torch']}; "
-        f"row pass of likely: {about['row pass of likely']}",
+        f"row pass of likely: {about['row pass of likely']}, float32 products: {about['float32 products of likely']}",
         highlight=False,
     )
     verdict = tested(options, console)

@@ -275,6 +275,8 @@ def reduced(
 ) -> Tensor:
     """The rows' losses as torch reduces them; `shape` is that of the losses, whose last P are spread over the heads."""
     require_mean(reduction, total)
+    if temperature == 1:  # of a default `torch.compile(dynamic=True)` makes a symbol, and an operator wants numbers
+        temperature = 1.0
     pairs = list(zip(heads, targets, strict=True))
     if reduction == "none":
         require(not z_loss, "z_loss: belongs to a mean or a sum; reduction is 'none'")

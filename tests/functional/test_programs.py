@@ -190,12 +190,13 @@ def test_gradcheck(target: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of itself
-def test_compiled_programs() -> None:
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_programs(dynamic: bool | None) -> None:
     def step(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
         return LF.linear_cross_entropy(torch.relu(x), weight, y, label_smoothing=0.1)
 
     whole = not torch.__version__.startswith("2.9.")  # whose Dynamo knows no default argument that is a slice
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=whole)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=whole, dynamic=dynamic)
     x, weight = torch.randn(N, D, requires_grad=True), torch.randn(C, D, requires_grad=True)
     found, expected = compiled(x, weight, Y), step(x, weight, Y)
     torch.testing.assert_close(found, expected)

@@ -35,9 +35,11 @@ for command in (fit, predict, evaluate, capture, distill, check):
 
 def _version(asked: bool) -> None:
     if asked:
+        from likely import _products
         from likely.kernels import native
 
-        print(f"likely {importlib.metadata.version('likely')} (row pass: {native.active()})")
+        passes = f"row pass: {native.active()}, float32 products: {_products.active()}"
+        print(f"likely {importlib.metadata.version('likely')} ({passes})")
         raise typer.Exit
 
 

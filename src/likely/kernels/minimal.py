@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likely import _products
 from likely.forms import Dense, Sparse, Target
 from likely.heads import Head, Linear, ProductSum
 from likely.kernels import native
@@ -223,7 +224,7 @@ class Pass:
                 scaled_nc = g_nc if head.softcap is None else g_nc * (1 - (z_nc / head.softcap).square())
                 scaled_nc = scaled_nc.to(head.dtype)
                 if head.acc == head.dtype:
-                    dx_ND[rows].addmm_(scaled_nc, head.weight[classes])
+                    _products.rows_gradient(scaled_nc, head.weight[classes], dx_ND[rows], add=True)
                 else:
                     dx_ND[rows] += scaled_nc @ head.weight[classes]
             part.pull_back(rows, g_nc, z_nc, buffers)
