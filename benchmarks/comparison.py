@@ -1,6 +1,6 @@
 """Medians with their spread, and what may be claimed of them.
 
-The order of the contestants rotates from round to round and a ratio is formed within a round, so that what disturbs the
+The order of the contestants is drawn anew for each round, and a ratio is formed within a round: what disturbs the
 machine for longer than a round disturbs both sides.
 """
 
@@ -57,6 +57,12 @@ class Run:
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def shuffled(contestants: Sequence[Any], turn: int) -> list[Any]:
+    """The order of a round. It is drawn, for who always followed the same one would always find what that one leaves:
+    caches, and memory that the system has to clear."""
+    return [contestants[i] for i in np.random.default_rng(turn).permutation(len(contestants))]
 
 
 def quartiles(seconds: Sequence[float]) -> Interval:

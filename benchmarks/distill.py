@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.comparison import Interval, quartiles, ratio
+from benchmarks.comparison import Interval, quartiles, ratio, shuffled
 from benchmarks.learners import CONTESTANTS, KEEPS, RECORDS, Size
 from benchmarks.report import machine, write
 from benchmarks.rounds import PAUSE, ROOT, Process, environment
@@ -107,7 +107,7 @@ class Worker(Process):
 
 
 def measure(names: Sequence[str], size: Size, threads: int, rounds: int, say: Any) -> dict[str, Outcome]:
-    """Every contestant's runs, one each in turn, the first one rotating; one that fails says why."""
+    """Every contestant's runs, one each in turn, in an order drawn anew; one that fails says why."""
     outcomes = {name: Outcome(name) for name in names}
     with open(os.devnull, "w") as log, ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -126,8 +126,7 @@ def measure(names: Sequence[str], size: Size, threads: int, rounds: int, say: An
         for turn in range(rounds):
             say(f"round {turn + 1} of {rounds}")
             running = [name for name in names if not outcomes[name].not_run]
-            first = turn % max(1, len(running))
-            for name in running[first:] + running[:first]:
+            for name in shuffled(running, turn):
                 time.sleep(PAUSE)
                 answer = ask(name, "time")
                 if "seconds" in answer:

@@ -1,4 +1,4 @@
-"""The rounds: contestants in processes of their own, asked for one timed run each in turn, the first one rotating."""
+"""The rounds: contestants in processes of their own, asked for one timed run each in turn, in an order drawn anew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import Run
+from benchmarks.comparison import Run, shuffled
 from benchmarks.peers import ALL
 from benchmarks.problems import Case, shapes
 
@@ -138,8 +138,7 @@ def measure(
         for turn in range(rounds):
             say(f"{case}, {setting}, {threads} thread(s): round {turn + 1} of {rounds}")
             running = [name for name in names if not runs[name].not_run]
-            first = turn % max(1, len(running))
-            for name in running[first:] + running[:first]:
+            for name in shuffled(running, turn):
                 time.sleep(PAUSE)
                 answer = ask(name, "time")
                 if "seconds" in answer:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.comparison import shuffled
 from benchmarks.fits.contestants import ALL
 from benchmarks.fits.problems import NoData, Spec, make, save
 
@@ -230,15 +231,14 @@ def run(
 def time_rounds(
     trials: Sequence[Trial], worker: Callable[[str], Worker], rounds: int, limit: float, say: Callable[[str], None]
 ) -> None:
-    """One fit to each accuracy in turn, the first contestant rotating; who has used the limit up drops out."""
+    """One fit to each accuracy in turn, in an order drawn anew; who has used the limit up drops out."""
     spent = {trial.contestant: 0.0 for trial in trials}
     for turn in range(rounds):
         say(f"round {turn + 1} of {rounds}")
-        first = turn % max(1, len(trials))
-        for trial in [*trials[first:], *trials[:first]]:
+        for trial in shuffled(trials, turn):
             if spent[trial.contestant] > limit:
                 continue
-            for tol in sorted({timing.tol for timing in trial.reached.values()}, reverse=True):
+            for tol in shuffled(sorted({timing.tol for timing in trial.reached.values()}), turn):
                 time.sleep(0.05)
                 reply = worker(trial.contestant).fit(tol, 2 * limit)
                 if "loss" not in reply:

@@ -24,6 +24,8 @@ from likely._checks import require
 
 TILE = 1024
 """Classes of a product that is formed at once: oneDNN returns a new tensor, and it is copied from the cache."""
+SHORT = 256
+"""Classes over which a row's gradient is summed at once: in longer sums oneDNN's rounding grows to twice MKL's."""
 NARROW = 64
 """Below so many features the weight's gradient takes oneDNN as long as MKL, or longer."""
 
@@ -125,8 +127,13 @@ def rows_gradient(g_nC: Tensor, weight_CD: Tensor, out: Tensor, *, add: bool = F
     linear = _operator(g_nC, weight_CD)
     if linear is None:
         return out.addmm_(g_nC, weight_CD) if add else torch.mm(g_nC, weight_CD, out=out)
-    product_nD = linear(g_nC, weight_CD.T, None, "none", [], "")
-    return out.add_(product_nD) if add else out.copy_(product_nD)
+    for some in _tiles(g_nC.shape[1], SHORT):
+        product_nD = linear(g_nC[:, some], weight_CD[some].T, None, "none", [], "")
+        if add or some.start:
+            out += product_nD
+        else:
+            out.copy_(product_nD)
+    return out
 
 
 def weight_gradient(g_nC: Tensor, x_nD: Tensor, total_CD: Tensor, *, add: bool) -> Tensor:
