@@ -108,8 +108,9 @@ def gram_metric(
     factor = None
     while factor is None:
         try:
-            shifted = m + np.diag(floor * diagonal)
-            factor = scipy.linalg.cho_factor(shifted, lower=True, check_finite=False)
+            shifted = m.copy()
+            np.einsum("ii->i", shifted)[:] += floor * diagonal
+            factor = scipy.linalg.cho_factor(shifted.T, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             floor *= 100
 

@@ -21,6 +21,8 @@ from likely.solvers.problem import Problem
 from likely.solvers.rows import one_thread
 
 MEMORY = 20
+FAR = 0.01
+"""The decrement of a step above which some row's dual point is likely to be no distribution."""
 MOST = 20
 """Steps after which the approximation is not expected to become a good one: Newton's go on."""
 
@@ -52,7 +54,8 @@ class Limited:
         self.before = (theta, g)
         step = self.two_loops(g)
         # A step that did not get anywhere leaves a damping behind, which only Newton's knows what to do with.
-        if aim.damping or aim.near(float((g * step).sum())):
+        decrement = float((g * step).sum())
+        if aim.damping or (decrement <= FAR and aim.near(decrement)):
             return self.newton(theta, value, aim, None if aim.damping else self.two_loops)
         return Direction(step, certifies=False)
 

@@ -19,7 +19,7 @@ import scipy.linalg
 
 from likely.solvers.conjugate import conjugate_gradients, kept_dtype, probabilities, product, residual_left, room_taken
 from likely.solvers.descend import Aim, Direction, Path, descend
-from likely.solvers.passes import Value, curvature
+from likely.solvers.passes import Value, cheap_curvature, curvature
 from likely.solvers.problem import Problem
 from likely.solvers.rows import one_thread
 
@@ -99,7 +99,8 @@ class Lagged:
 
     @property
     def price(self) -> int:
-        return 2 + parameters_of(self.problem) // 10
+        parameters = parameters_of(self.problem)
+        return max(2, 1 + parameters // 20) if cheap_curvature(self.problem) else 2 + parameters // 10
 
     def __call__(self, theta: np.ndarray, value: Value, aim: Aim) -> Direction:
         problem, penalty, gradient = self.problem, self.penalty, value.gradient

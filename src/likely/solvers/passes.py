@@ -206,6 +206,13 @@ def standard_form(problem: Problem, h: np.ndarray) -> np.ndarray:
     return h
 
 
+def cheap_curvature(problem: Problem) -> bool:
+    """Whether `curvature` is the compiled one."""
+    if not problem.binary or problem.D >= NARROW_GRAM or not isinstance(problem.source, Memory):
+        return False
+    return odds.serves(problem.source.x[:1])
+
+
 def curvature(
     problem: Problem,
     theta: np.ndarray,
