@@ -182,7 +182,7 @@ def search(trial: Trial, worker: Worker, best: float, limit: float) -> None:
         if spent > 2 * limit:
             trial.note = f"not within {2 * limit:.0f} s for all its tolerances"
             return
-        if stalled >= 4:
+        if stalled >= 6:
             break
     trial.note = "no tolerance reaches it"
 
