@@ -72,6 +72,8 @@ def test_each_pass_is_its_definition(n: int, D: int, size: float) -> None:
     same(g.rows.curvature(padded(g.theta)), g.design.T @ ((g.w * h)[:, None] * g.design))
     same(g.rows.curvature(padded(g.theta), np.minimum(g.p, g.rest)), g.design.T @ ((g.w * h)[:, None] * g.design))
 
+    same(g.rows.gram(), g.design.T @ (g.w[:, None] * g.design))
+
     found = g.rows.dual(padded(g.theta), padded(g.s))
     up, down = g.rest * g.step, -g.p * g.step
     same(found.largest, max(up.max(), down.max()))

@@ -17,7 +17,9 @@ from likely.solvers.problem import Problem, as_dense, over_rows, xt, xw
 from likely.solvers.rows import Block, Memory, reduce
 
 NARROW_GRAM = 250
-"""Up to so many columns the compiled curvature of a binary model is faster than the matrix product of BLAS."""
+"""Below so many columns the compiled sums of squares are faster than the matrix product of BLAS."""
+SHORT_GRAM = 400_000
+"""Up to so many products the call costs more than it saves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +189,8 @@ def _square(x: Any, root: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
         full[:D, D] = full[D, :D] = xt(scaled, root)
         full[D, D] = root @ root
         return full
+    if dtype == np.float64 and D < NARROW_GRAM and x.size * D > SHORT_GRAM and odds.serves(x):
+        return odds.Rows(x, root * root).gram()
     y = np.empty((len(root), D + 1), dtype)
     np.multiply(x, root[:, None], out=y[:, :D], casting="same_kind")
     y[:, D] = root
@@ -232,7 +236,7 @@ def curvature(
 
     def run(block: Block) -> tuple[np.ndarray]:
         features = problem.features(block)
-        rows = problem.compiled(block, features) if R <= NARROW_GRAM else None
+        rows = problem.compiled(block, features) if problem.D < NARROW_GRAM else None
         if rows is not None:
             p = None if kept is None else kept[block.start][:, 0]
             return (rows.curvature(column, p).reshape(1, R, 1, R),)

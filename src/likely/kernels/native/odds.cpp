@@ -213,15 +213,15 @@ extern "C" __attribute__((visibility("default"))) void NAMED(likely_odds, SET)(c
       continue;
     }
     if (job.pass == DUAL) dots<true>(tile, job.theta, job.step, z, u);
-    else if (job.pass != CURVATURE || !job.by) dots<false>(tile, job.theta, nullptr, z, nullptr);
+    else if (job.theta) dots<false>(tile, job.theta, nullptr, z, nullptr);
     for (int64_t i = 0; i < TILE; i += D8) {
       const V z8 = load8(z + i), w8 = load8(w + i), by8 = load8(by + i);
       if (job.pass == PRODUCT) {
         store8(r + i, w8 * z8 * by8);
         continue;
       }
-      if (job.pass == CURVATURE && job.by) {
-        store8(r + i, w8 * by8 * (1.0 - by8));
+      if (job.pass == CURVATURE && !job.theta) {
+        store8(r + i, job.by ? w8 * by8 * (1.0 - by8) : w8);
         continue;
       }
       const Sigmoid at = sigmoid(z8);

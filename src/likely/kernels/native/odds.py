@@ -116,7 +116,15 @@ class Rows:
 
     def curvature(self, theta: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
         """`(X, 1)' diag(w p (1 − p)) (X, 1)`, (D + 1, D + 1), with p as `value` gave it; `theta` is `padded`."""
-        m, R = len(theta), self.x.shape[1] + 1
+        return self._squares(p, None if p is not None else theta)
+
+    def gram(self) -> np.ndarray:
+        """`(X, 1)' diag(w) (X, 1)`, (D + 1, D + 1)."""
+        return self._squares(None, None)
+
+    def _squares(self, p: np.ndarray | None, theta: np.ndarray | None) -> np.ndarray:
+        R = self.x.shape[1] + 1
+        m = room(R - 1)
         squares = np.zeros((m, m))
         self._run(_CURVATURE, p, theta=theta, squares=squares)
         upper = np.triu(squares[:R, :R])

@@ -97,7 +97,8 @@ struct Planes {
 //     VALUE      z = X theta + offset: sums += X' (weight p), or with labels `by` in {0, 1} X' (weight (p - by));
 //                `probability`: the smaller of p and 1 - p; numbers: [0] the loss of those labels, [1] weight . softplus(z)
 //     PRODUCT    sums += X' (weight by (X theta))
-//     CURVATURE  squares += X' diag(weight p (1 - p)) X, (room, room) on and above the diagonal; p is `by` or formed
+//     CURVATURE  squares += X' diag(weight p (1 - p)) X, (room, room) on and above the diagonal; without theta
+//                p is `by`, and without that it is X' diag(weight) X
 //     DUAL       of p' = p (1 - d), d = (1 - p) s for class 1 and -p s for class 0, s = X step: sums += X' (weight p');
 //                numbers: [1] as above, [2] the largest d, [3] weight . KL(p' | p), [4] (weight p') . softplus(z); and
 //                with p at z - s: sums_2 += X' (weight p), [5] weight . softplus
@@ -111,7 +112,7 @@ struct Odds {
   const double* weight;        // (rows)
   const double* by;            // (rows), or null
   const double* offset;        // (rows), or null
-  const double* theta;         // (room)
+  const double* theta;         // (room), or null
   const double* step;          // (room), or null
   double* probability;         // (rows), or null
   double* sums;                // (room), or null
