@@ -30,6 +30,8 @@ WORN = 6
 """Products of one solve above which a metric is worn out."""
 LARGE = 0.5
 """A step whose largest δ on some of the rows is above this is not expected to have none above 1 on all of them."""
+FAR = 0.01
+"""The decrement of a step above which some row's dual point is likely to be no distribution."""
 KEPT = 512_000_000
 """Bytes of probabilities that are kept in any case."""
 CHEAP_GRAM, UNRELATED, TOO_MANY = 256, 1.25, 15
@@ -235,10 +237,11 @@ class Conjugate:
         certifies: list[bool] = []
 
         def valid(s: np.ndarray) -> bool:
-            """Whether the dual point of S will be one, as far as a part of the rows tells."""
-            if not certifies:
-                part = self.sample
-                certifies.append(part is None or dual_point(part, theta, s)[0].largest <= LARGE)
+            """Whether the dual point of S will be one, as far as a part of the rows tells, or else the decrement."""
+            if not certifies and self.sample is not None:
+                certifies.append(dual_point(self.sample, theta, s)[0].largest <= LARGE)
+            elif not certifies:
+                certifies.append(float((value.gradient * s).sum()) <= FAR)
             return certifies[0]
 
         enough = residual_left(problem, self.penalty, value, aim, valid)

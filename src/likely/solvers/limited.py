@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from likely.solvers.conjugate import Conjugate, conjugate_of, probabilities
+from likely.solvers.conjugate import FAR, Conjugate, conjugate_of, probabilities
 from likely.solvers.descend import Aim, Direction, Path, descend
 from likely.solvers.passes import Value
 from likely.solvers.problem import Problem
 from likely.solvers.rows import one_thread
 
 MEMORY = 20
-FAR = 0.01
-"""The decrement of a step above which some row's dual point is likely to be no distribution."""
 MOST = 20
 """Steps after which the approximation is not expected to become a good one: Newton's go on."""
 
