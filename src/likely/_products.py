@@ -22,12 +22,13 @@ from torch import Tensor
 
 from likely._checks import require
 
-TILE = 1024
-"""Classes of a product that is formed at once: oneDNN returns a new tensor, and it is copied from the cache."""
+ROOM = 2**18
+"""Numbers of a product that is formed at once: oneDNN returns a new tensor, which is copied from the cache, and whose
+memory the C library has to be able to use again: from 2 MiB on every tensor may be one of fresh pages."""
 SHORT = 256
 """Classes over which a row's gradient is summed at once: in longer sums oneDNN's rounding grows to twice MKL's."""
 NARROW = 64
-"""Below so many features the weight's gradient takes oneDNN as long as MKL, or longer."""
+"""Below so many features oneDNN takes as long as MKL, or longer."""
 
 _chosen: list[str] = []
 
@@ -81,8 +82,10 @@ def using(name: str) -> Iterator[None]:
         _chosen[:] = before
 
 
-def _operator(*tensors: Tensor) -> Callable[..., Tensor] | None:
+def _operator(features: int, *tensors: Tensor) -> Callable[..., Tensor] | None:
     """oneDNN's product, where it is the faster one for these: contiguous matrices of float32 that hold something."""
+    if features < NARROW:
+        return None
     for tensor in tensors:
         plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
         if not plain or tensor.numel() == 0:
@@ -92,7 +95,7 @@ def _operator(*tensors: Tensor) -> Callable[..., Tensor] | None:
 
 def logits(x_nD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, out: Tensor) -> Tensor:
     """`x Wᵀ + b` into `out`, (n, C)."""
-    linear = _operator(x_nD, weight_CD)
+    linear = _operator(x_nD.shape[1], x_nD, weight_CD)
     if linear is None:
         for some in _columns(x_nD, weight_CD):
             if bias_C is None:
@@ -100,7 +103,7 @@ def logits(x_nD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, out: Tensor) 
             else:
                 torch.addmm(bias_C[some], x_nD, weight_CD[some].T, out=out[:, some])
         return out
-    for some in _tiles(weight_CD.shape[0], TILE):
+    for some in _tiles(weight_CD.shape[0], _fitting(x_nD.shape[0])):
         bias_c = None if bias_C is None else bias_C[some]
         out[:, some].copy_(linear(x_nD, weight_CD[some], bias_c, "none", [], ""))
     return out
@@ -118,30 +121,36 @@ def _columns(x_nD: Tensor, weight_CD: Tensor) -> list[slice]:
     return _tiles(classes, 384)
 
 
+def _fitting(other: int) -> int:
+    """How many times `other` numbers there is room for, and at least 64."""
+    return max(64, ROOM // max(1, other))
+
+
 def _tiles(many: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, many)) for start in range(0, many, size)]
 
 
 def rows_gradient(g_nC: Tensor, weight_CD: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
     """`g W` into `out`, (n, D), or added to it."""
-    linear = _operator(g_nC, weight_CD)
+    linear = _operator(weight_CD.shape[1], g_nC, weight_CD)
     if linear is None:
         return out.addmm_(g_nC, weight_CD) if add else torch.mm(g_nC, weight_CD, out=out)
-    for some in _tiles(g_nC.shape[1], SHORT):
-        product_nD = linear(g_nC[:, some], weight_CD[some].T, None, "none", [], "")
-        if add or some.start:
-            out += product_nD
-        else:
-            out.copy_(product_nD)
+    for rows in _tiles(g_nC.shape[0], _fitting(out.shape[1])):
+        for some in _tiles(g_nC.shape[1], SHORT):
+            product_nD = linear(g_nC[rows, some], weight_CD[some].T, None, "none", [], "")
+            if add or some.start:
+                out[rows] += product_nD
+            else:
+                out[rows] = product_nD
     return out
 
 
 def weight_gradient(g_nC: Tensor, x_nD: Tensor, total_CD: Tensor, *, add: bool) -> Tensor:
     """`gᵀ x` into `total`, (C, D), or added to it."""
-    linear = _operator(g_nC, x_nD, total_CD) if x_nD.shape[1] >= NARROW else None
+    linear = _operator(x_nD.shape[1], g_nC, x_nD, total_CD)
     if linear is None:
         return total_CD.addmm_(g_nC.T, x_nD) if add else torch.mm(g_nC.T, x_nD, out=total_CD)
-    for some in _tiles(g_nC.shape[1], TILE):
+    for some in _tiles(g_nC.shape[1], _fitting(x_nD.shape[1])):
         part_cD = linear(g_nC[:, some].T, x_nD.T, None, "none", [], "")
         if add:
             total_CD[some] += part_cD
