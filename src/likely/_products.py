@@ -26,7 +26,8 @@ ROOM = 2**18
 """Numbers of a product that is formed at once: oneDNN returns a new tensor, which is copied from the cache, and whose
 memory the C library has to be able to use again: from 2 MiB on every tensor may be one of fresh pages."""
 SHORT = 256
-"""Classes over which a row's gradient is summed at once: in longer sums oneDNN's rounding grows to twice MKL's."""
+"""Classes over which a row's gradient is summed at once, and rows over which a weight's is: in longer sums oneDNN's
+rounding grows to twice MKL's."""
 NARROW = 64
 """Below so many features oneDNN takes as long as MKL, or longer."""
 
@@ -150,10 +151,11 @@ def weight_gradient(g_nC: Tensor, x_nD: Tensor, total_CD: Tensor, *, add: bool) 
     linear = _operator(x_nD.shape[1], g_nC, x_nD, total_CD)
     if linear is None:
         return total_CD.addmm_(g_nC.T, x_nD) if add else torch.mm(g_nC.T, x_nD, out=total_CD)
-    for some in _tiles(g_nC.shape[1], _fitting(x_nD.shape[1])):
-        part_cD = linear(g_nC[:, some].T, x_nD.T, None, "none", [], "")
-        if add:
-            total_CD[some] += part_cD
-        else:
-            total_CD[some] = part_cD
+    for rows in _tiles(g_nC.shape[0], SHORT):
+        for some in _tiles(g_nC.shape[1], _fitting(x_nD.shape[1])):
+            part_cD = linear(g_nC[rows, some].T, x_nD[rows].T, None, "none", [], "")
+            if add or rows.start:
+                total_CD[some] += part_cD
+            else:
+                total_CD[some] = part_cD
     return total_CD
