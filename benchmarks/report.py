@@ -166,7 +166,9 @@ def plot(runs: Sequence[Run], folder: Path, name: str) -> list[Path]:
         some = [r for r in measured if (r.case["dtype"], r.threads, r.setting) == (dtype, threads, setting)]
         targets = list(dict.fromkeys(run.case["target"] for run in some))
         contestants = list(dict.fromkeys(run.contestant for run in some))
-        figure, axes = pyplot.subplots(3, len(targets), figsize=(2.5 + 3.2 * len(targets), 9), squeeze=False)
+        size = (2.5 + 3.4 * len(targets), 9)
+        figure, axes = pyplot.subplots(3, len(targets), figsize=size, squeeze=False, layout="constrained")
+        colours = [pyplot.get_cmap("tab20")(k) for k in range(20)]
         for column, target in enumerate(targets):
             for k, contestant in enumerate(contestants):
                 mine = [r for r in some if (r.case["target"], r.contestant) == (target, contestant)]
@@ -176,7 +178,7 @@ def plot(runs: Sequence[Run], folder: Path, name: str) -> list[Path]:
                     [(r, max(r.scratch, 0) / MIB) for r in mine if r.scratch is not None],
                     [(r, max(r.errors.values())) for r in mine if r.errors],
                 ]
-                style = {"color": f"C{k % 10}", "marker": "o" if k < 10 else "s", "linestyle": ":", "label": contestant}
+                style = {"color": colours[k % 20], "marker": "o", "linestyle": "-", "linewidth": 1, "label": contestant}
                 for axis, points in zip(axes[:, column], rows):
                     axis.plot([r.case["classes"] for r, _ in points], [y for _, y in points], **style)
             axes[0, column].set_title(target)
@@ -186,6 +188,8 @@ def plot(runs: Sequence[Run], folder: Path, name: str) -> list[Path]:
         for axis in axes.flat:
             axis.set_xscale("log")
             axis.set_yscale("symlog" if axis in axes[1] else "log")
+            if axis in axes[1]:
+                axis.set_ylim(bottom=0)
         figure.suptitle(f"{name}: {dtype}, {threads} thread(s), {setting}")
         axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
         path = folder / f"{name}-{dtype}-{threads}-{setting.replace(' ', '-')}.png"
