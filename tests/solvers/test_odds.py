@@ -100,10 +100,19 @@ def test_the_divergence_keeps_its_digits(delta: float) -> None:
     assert dual.largest == abs(delta)
 
 
+@pytest.mark.parametrize("z", [0.0, 1e-3, 0.1, 0.5, 1.0, 3.0, 10.0, 40.0, 300.0, 700.0])
+def test_softplus_keeps_its_digits(z: float) -> None:
+    _, found, sums, p = Rows(np.ones((1, 1)), np.ones(1)).value(padded(np.array([-z, 0.0])), want_p=True)
+    assert found == pytest.approx(np.log1p(np.exp(-z)), rel=1e-15, abs=0)
+    assert sums[0] == pytest.approx(expit(-z), rel=1e-15, abs=0)
+    assert p is not None
+    assert p[0] == sums[0]
+
+
 def test_a_class_that_is_given_up_costs_its_whole_probability() -> None:
     dual = Rows(np.ones((1, 1)), np.ones(1)).dual(padded(np.zeros(2)), padded(np.array([2.0, 0.0])))
     assert dual.largest == 1
-    assert dual.divergence == pytest.approx(np.log(2), rel=1e-15)
+    assert dual.divergence == pytest.approx(np.log(2), rel=1e-15, abs=0)
 
 
 def test_no_row_overflows_and_nan_stays() -> None:
