@@ -53,13 +53,7 @@ MUTANTS = [
     Mutant(
         "heads.py", "return out if self.softcap is None", "return out if True", "test_values.py", f"{TWIN} and softcap"
     ),
-    Mutant(
-        "heads.py",
-        "self.total_CD.addmm_(",
-        "self.total_CD.copy_(g_nC.T @ x_nD) if 1 else (",
-        "test_gradients.py",
-        CARRIED,
-    ),
+    Mutant("heads.py", "self.total_CD, add=self.started", "self.total_CD, add=False", "test_gradients.py", CARRIED),
     Mutant("heads.py", "dbias_C += g_nC.sum(", "dbias_C[:] = g_nC.sum(", "test_gradients.py", CARRIED),
     Mutant(
         "heads.py",
@@ -84,9 +78,9 @@ MUTANTS = [
         f"{CARRIED} and binary",
     ),
     Mutant(
-        "heads.py",
-        "torch.addmm(self.bias[some], x_nD, weight_Dc, out=out[:, some])",
-        "torch.mm(x_nD, weight_Dc, out=out[:, some])",
+        "_products.py",
+        "torch.addmm(bias_C[some], x_nD, weight_CD[some].T, out=out[:, some])",
+        "torch.mm(x_nD, weight_CD[some].T, out=out[:, some])",
         "test_values.py",
         f"{TWIN} and bias",
     ),

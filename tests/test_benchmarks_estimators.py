@@ -174,7 +174,7 @@ class Told:
         ([2.0, 1.1, {"late": True}], 2, "not within 9 s", None),
         ([{"late": True}], 0, "not within 9 s", None),
         ([{"not run": "no"}], 0, "no", "no"),
-        ([1.5], 5, "no tolerance reaches it", None),
+        ([1.5], 7, "no tolerance reaches it", None),
     ],
 )
 def test_the_search_goes_up_the_ladder(replies: list[Any], rungs: int, note: str, not_run: str | None) -> None:
