@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,38 @@ def require(condition: bool, message: str, error: type[Exception] = ValueError) 
     """Raise `error(message)` unless `condition` holds."""
     if not condition:
         raise error(message)
+
+
+class Choice:
+    """One of several ways to compute the same: by default the best, by an environment variable or in a block another.
+
+    `names()` are those that there are, and `where` says of what; `best()` is one of them.
+    """
+
+    def __init__(
+        self, variable: str, where: str, names: Callable[[], Collection[str]], best: Callable[[], str]
+    ) -> None:
+        self.variable, self.where, self.names, self.best = variable, where, names, best
+        self._chosen: str | None = None
+
+    def active(self) -> str:
+        if self._chosen is None:
+            asked = os.environ.get(self.variable, "")
+            self._require(not asked or asked in self.names(), self.variable, asked)
+            self._chosen = asked or self.best()
+        return self._chosen
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        self._require(name in self.names(), "name", name)
+        before, self._chosen = self._chosen, name
+        try:
+            yield
+        finally:
+            self._chosen = before
+
+    def _require(self, known: bool, argument: str, name: str) -> None:
+        require(known, f"{argument}: is {name!r}; {self.where} there are {', '.join(self.names())}")
 
 
 def as_tensor(value: Any, name: str) -> Tensor:

@@ -10,17 +10,16 @@ Legend: n rows of a block, C classes, D features.
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from likely._checks import require
+from likely._checks import Choice
 
 ROOM = 2**18
 """Numbers of a product that is formed at once: oneDNN returns a new tensor, which is copied from the cache, and whose
@@ -30,8 +29,6 @@ SHORT = 256
 rounding grows to twice MKL's."""
 NARROW = 64
 """Below so many features oneDNN takes as long as MKL, or longer."""
-
-_chosen: list[str] = []
 
 
 def _linear() -> Callable[..., Tensor] | None:
@@ -58,29 +55,22 @@ def _is_amd() -> bool:
     return "AuthenticAMD" in told
 
 
+def _best() -> str:
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "onednn" if "onednn" in available() and wide and _is_amd() else "torch"
+
+
+_choice = Choice("LIKELY_PRODUCTS", "with this PyTorch", available, _best)
+
+
 def active() -> str:
     """Which library multiplies: "torch" for what PyTorch itself takes, or "onednn"."""
-    if not _chosen:
-        asked = os.environ.get("LIKELY_PRODUCTS", "")
-        require(
-            asked in ("", *available()),
-            f"LIKELY_PRODUCTS: is {asked!r}; with this PyTorch there are {', '.join(available())}",
-        )
-        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        _chosen.append(asked or ("onednn" if "onednn" in available() and wide and _is_amd() else "torch"))
-    return _chosen[0]
+    return _choice.active()
 
 
-@contextmanager
-def using(name: str) -> Iterator[None]:
+def using(name: str) -> AbstractContextManager[None]:
     """Insist on one of `available()` within a block."""
-    require(name in available(), f"name: is {name!r}; with this PyTorch there are {', '.join(available())}")
-    before = list(_chosen)
-    _chosen[:] = [name]
-    try:
-        yield
-    finally:
-        _chosen[:] = before
+    return _choice.using(name)
 
 
 def _operator(features: int, *tensors: Tensor) -> Callable[..., Tensor] | None:

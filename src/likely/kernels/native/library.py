@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from likely._checks import require
+from likely._checks import Choice
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -38,31 +36,17 @@ def available() -> tuple[str, ...]:
     return (*((names[i] or b"").decode() for i in range(count)), "plain")
 
 
-_chosen: list[str] = []
+_choice = Choice("LIKELY_ROW_PASS", "on this machine", available, lambda: available()[0])
 
 
 def active() -> str:
     """Which row pass runs: an instruction set, or "plain" for PyTorch operations."""
-    if not _chosen:
-        asked = os.environ.get("LIKELY_ROW_PASS", "")
-        require(
-            asked in ("", *available()),
-            f"LIKELY_ROW_PASS: is {asked!r}; on this machine there are {', '.join(available())}",
-        )
-        _chosen.append(asked or available()[0])
-    return _chosen[0]
+    return _choice.active()
 
 
-@contextmanager
-def using(name: str) -> Iterator[None]:
+def using(name: str) -> AbstractContextManager[None]:
     """Insist on a row pass, one of `available()`, within a block."""
-    require(name in available(), f"name: is {name!r}; on this machine there are {', '.join(available())}")
-    before = list(_chosen)
-    _chosen[:] = [name]
-    try:
-        yield
-    finally:
-        _chosen[:] = before
+    return _choice.using(name)
 
 
 def call(function: str, job: ctypes.Structure) -> None:
